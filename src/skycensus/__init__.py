@@ -1,0 +1,39 @@
+"""skycensus: from objects that are each known imperfectly to the population behind them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Imported on first use: `skycensus --help` must not wait for JAX.
+_HOMES = {
+    "FlowMCMC": "samplers",
+    "Grid": "likelihood",
+    "HierarchicalModel": "model",
+    "ImportanceSampler": "samplers",
+    "InputError": "errors",
+    "Joint": "density",
+    "LogMarginal": "likelihood",
+    "Mixture": "density",
+    "NUTS": "samplers",
+    "PowerLaw": "distributions",
+    "Prior": "prior",
+    "Result": "result",
+    "Samples": "likelihood",
+    "Status": "result",
+    "Target": "model",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module 'skycensus' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

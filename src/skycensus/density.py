@@ -1,0 +1,290 @@
+r"""Densities over named parameters: products of factors, mixtures, and mixtures of mixtures.
+
+A density is anything with `names`, `log_prob(theta)` and `sample(key, sample_shape)`, where `theta`
+maps parameter names to arrays of one common shape. One-dimensional pieces are NumPyro
+distributions; `Joint` joins them by name and `Mixture` adds them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from jax.scipy.special import logsumexp
+
+from .errors import InputError, did_you_mean
+
+Theta = Mapping[str, Array]
+Names = str | tuple[str, ...]
+
+
+@runtime_checkable
+class Density(Protocol):
+    r"""A density $p(\theta)$, or a rate density $R\,p(\theta)$, over named parameters.
+
+    To add one, write these three members; nothing is registered. `log_prob` must be elementwise
+    over the common shape of the arrays in `theta`, return $-\infty$ outside the support with a
+    finite gradient, and ignore entries of `theta` that are not in `names`.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def log_prob(self, theta: Theta) -> Array: ...
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> dict[str, Array]: ...
+
+
+Population = Callable[[Mapping[str, Array]], Density]
+"""A model is a function: hyperparameters -> density."""
+
+
+class Kernels(dict[str, Array]):
+    r"""A theta whose points stand for small kernels: `width` holds their standard deviations.
+
+    Hard edges of a density are then averaged over the kernels (see `Joint`), which makes a Monte
+    Carlo integral a smooth function of the edges at the resolution of its own draws.
+    """
+
+    def __init__(self, theta: Theta, width: Mapping[str, Array]):
+        super().__init__(theta)
+        self.width = dict(width)
+
+
+class Joint:
+    r"""A product of named factors, $p(\theta) = \prod_k p_k(\theta_k \mid \theta_{<k})$.
+
+    Args:
+        factors: mapping from a parameter name (or a tuple of names) to the factor: a NumPyro
+            distribution, a `Density` over exactly these names, or a function of the earlier
+            parameters that returns either. Keyword arguments add factors after the mapping's.
+
+    Outside a one-dimensional interval support `log_prob` is $-\infty$ with zero gradient. For
+    `Kernels` the indicator of such a support is replaced by its average over each kernel. A factor
+    that is a function then sees earlier parameters softly clipped into their supports.
+
+    Raises:
+        InputError: no factors, or a parameter that appears twice.
+    """
+
+    def __init__(self, factors: Mapping[Any, Any] | None = None, /, **more: Any):
+        self.factors: dict[Names, Any] = {**(factors or {}), **more}
+        if not self.factors:
+            raise InputError("Joint needs at least one factor: Joint(mass=distribution, ...).")
+        names = [n for key in self.factors for n in _as_names(key)]
+        if repeated := sorted({n for n in names if names.count(n) > 1}):
+            raise InputError(f"Joint has more than one factor for {repeated}; merge or rename them.")
+        self.names = tuple(names)
+
+    def log_prob(self, theta: Theta) -> Array:
+        return logsumexp_terms(self.log_terms(theta))
+
+    def log_terms(self, theta: Theta) -> dict[str, Array]:
+        """Split over the leaves of a factor that is a mixture; see `log_terms`."""
+        check_names(self.names, theta)
+        seen: Theta = theta
+        common: Array | float = 0.0
+        split: dict[str, Array] | None = None
+        for key, factor in self.factors.items():
+            factor = _given(factor, seen)
+            if isinstance(factor, dist.Distribution):
+                value, seen = _distribution_log_prob(key, factor, seen)
+            elif split is None and isinstance(factor, Mixture):
+                split = factor.log_terms(theta)
+                continue
+            else:
+                value = factor.log_prob(theta)
+            common = common + value
+        if split is None:
+            return {"": jnp.asarray(common)}
+        return {leaf: term + common for leaf, term in split.items()}
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> dict[str, Array]:
+        theta: dict[str, Array] = {}
+        for (names, factor), k in zip(
+            self.factors.items(), jax.random.split(key, len(self.factors)), strict=True
+        ):
+            conditional = not _is_factor(factor) and bool(theta)
+            drawn = _given(factor, theta)
+            # A conditional factor already carries the sample shape of what it depends on.
+            batch = getattr(drawn, "batch_shape", ())
+            shape = sample_shape[: len(sample_shape) - len(batch)] if conditional else sample_shape
+            draw = drawn.sample(k, shape)
+            if isinstance(drawn, dist.Distribution):
+                if isinstance(names, tuple):
+                    theta.update({n: draw[..., i] for i, n in enumerate(names)})
+                else:
+                    theta[names] = draw
+            else:
+                theta.update(draw)
+        return theta
+
+
+class Mixture:
+    r"""A weighted sum of densities over the same parameters, $\sum_k w_k\,p_k(\theta)$.
+
+    Args:
+        components: name -> density; a component may itself be a `Mixture` (the mixture tree) or a
+            `Joint` with one.
+        log_weights: name -> $\ln w_k$. They need not sum to one: unnormalised weights are rates.
+
+    Raises:
+        InputError: no components, weights that do not match them, or different parameters.
+    """
+
+    def __init__(self, components: Mapping[str, Any], *, log_weights: Mapping[str, Any]):
+        self.components = dict(components)
+        self.log_weights = dict(log_weights)
+        if not self.components:
+            raise InputError("Mixture needs at least one component.")
+        if self.components.keys() != self.log_weights.keys():
+            raise InputError(
+                f"Mixture has components {sorted(self.components)} but weights for "
+                f"{sorted(self.log_weights)}; give exactly one log weight per component."
+            )
+        first, *rest = self.components.items()
+        for name, component in rest:
+            if set(component.names) != set(first[1].names):
+                raise InputError(
+                    f"Mixture component '{name}' is over {sorted(component.names)}, but "
+                    f"'{first[0]}' over {sorted(first[1].names)}; all must share one set."
+                )
+        self.names = tuple(first[1].names)
+
+    def log_prob(self, theta: Theta) -> Array:
+        return logsumexp_terms(self.log_terms(theta))
+
+    def log_terms(self, theta: Theta) -> dict[str, Array]:
+        """Return `path -> log(w_k p_k)` for every leaf, with paths such as `bkg/ccr`."""
+        terms: dict[str, Array] = {}
+        for name, component in self.components.items():
+            for leaf, term in log_terms(component, theta).items():
+                path = f"{name}/{leaf}" if leaf else name
+                terms[path] = term + self.log_weights[name]
+        return terms
+
+    @property
+    def log_total(self) -> Array:
+        r"""$\ln \sum_k w_k$: the log of the total rate, zero where the weights are normalised."""
+        return logsumexp(jnp.stack([jnp.asarray(w) for w in self.log_weights.values()]), axis=0)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> dict[str, Array]:
+        pick_key, *keys = jax.random.split(key, len(self.components) + 1)
+        logits = jnp.stack([jnp.asarray(w, float) for w in self.log_weights.values()])
+        pick = jax.random.categorical(pick_key, logits, shape=sample_shape)
+        draws = [
+            c.sample(k, sample_shape) for c, k in zip(self.components.values(), keys, strict=True)
+        ]
+        out = draws[0]
+        for i, draw in enumerate(draws[1:], start=1):
+            out = {n: jnp.where(pick == i, draw[n], out[n]) for n in self.names}
+        return out
+
+
+def log_terms(density: Any, theta: Theta) -> dict[str, Array]:
+    r"""Return the log densities of a density's leaves, whose sum of exponentials is `log_prob`.
+
+    Keeping the leaves apart lets a Monte Carlo integral take one exponential per leaf and draw,
+    and gives the membership probabilities. A density without leaves is its own leaf, named "".
+    """
+    if hasattr(density, "log_terms"):
+        return density.log_terms(theta)
+    return {"": density.log_prob(theta)}
+
+
+def logsumexp_terms(terms: Mapping[str, Array]) -> Array:
+    """Add up the leaves of `log_terms`."""
+    values = list(terms.values())
+    if len(values) == 1:
+        return values[0]
+    stacked = jnp.stack(jnp.broadcast_arrays(*values))
+    top = jax.lax.stop_gradient(jnp.max(stacked, axis=0))
+    # All leaves at -inf (outside every support): a shift of zero keeps the gradient finite.
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    total = jnp.sum(jnp.exp(stacked - top), axis=0)
+    empty = total == 0
+    return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, total)) + top)
+
+
+def _as_names(key: Names) -> tuple[str, ...]:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _is_factor(factor: Any) -> bool:
+    return isinstance(factor, dist.Distribution) or hasattr(factor, "log_prob")
+
+
+def _given(factor: Any, theta: Theta) -> Any:
+    return factor if _is_factor(factor) else factor(theta)
+
+
+def check_names(names: tuple[str, ...], theta: Theta) -> None:
+    """Raise `InputError` where `theta` lacks one of `names`."""
+    for name in names:
+        if name not in theta:
+            raise InputError(
+                f"the density needs parameter '{name}', but theta has {sorted(theta)}"
+                f"{did_you_mean(name, theta)}; give that column or leave out the factor."
+            )
+
+
+def _distribution_log_prob(key: Names, d: dist.Distribution, theta: Theta) -> tuple[Array, Theta]:
+    """Log density of one NumPyro factor, and theta as later factors may see it."""
+    if isinstance(key, tuple):
+        return d.log_prob(jnp.stack([theta[n] for n in key], axis=-1)), theta
+    x = theta[key]
+    bounds = _bounds(d)
+    if bounds is None:
+        return d.log_prob(x), theta
+    if isinstance(theta, Kernels) and key in theta.width:
+        return _kernel_log_prob(key, d, theta, bounds)
+    if hasattr(d, "inside"):
+        inside = d.inside(x)
+    else:
+        inside = (x >= bounds[0]) & (x <= bounds[1])
+    if not getattr(d, "finite_outside_support", False):
+        x = jnp.where(inside, x, _within(*bounds))
+    return jnp.where(inside, d.log_prob(x), -jnp.inf), theta
+
+
+def _kernel_log_prob(
+    key: str, d: dist.Distribution, theta: Kernels, bounds: tuple[Any, Any]
+) -> tuple[Array, Theta]:
+    low, high = bounds
+    x, width = theta[key], theta.width[key]
+    # Softly clipped: within a few widths of an edge the point moves inwards, smoothly, so that a
+    # density which diverges towards the edge is met at its average over the kernel.
+    clipped = x
+    log_inside: Array | float = 0.0
+    if not _is_infinite(low):
+        clipped = low + width * jax.nn.softplus((clipped - low) / width)
+        log_inside = log_inside + jax.scipy.stats.norm.logcdf((x - low) / width)
+    if not _is_infinite(high):
+        clipped = high - width * jax.nn.softplus((high - clipped) / width)
+        log_inside = log_inside + jax.scipy.stats.norm.logcdf((high - x) / width)
+    return d.log_prob(clipped) + log_inside, Kernels({**theta, key: clipped}, theta.width)
+
+
+def _bounds(d: dist.Distribution) -> tuple[Any, Any] | None:
+    """The interval of a one-dimensional support, or None where there is no edge to respect."""
+    support = d.support
+    low = getattr(support, "lower_bound", None)
+    high = getattr(support, "upper_bound", None)
+    if low is None and high is None or support.is_discrete:
+        return None
+    return (-jnp.inf if low is None else low, jnp.inf if high is None else high)
+
+
+def _is_infinite(bound: Any) -> bool:
+    return isinstance(bound, float) and bound in (float("inf"), float("-inf"))
+
+
+def _within(low: Any, high: Any) -> Any:
+    """A point inside the interval, where a masked-out value can be evaluated harmlessly."""
+    if _is_infinite(low):
+        return high - 1.0
+    return low + 1.0 if _is_infinite(high) else 0.5 * (low + high)

@@ -1,0 +1,367 @@
+r"""Objects known by draws of theta: the Monte Carlo form, and the one Monte Carlo estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..density import Density, Kernels, Population, log_terms
+from ..errors import InputError, did_you_mean
+from . import LogMarginal
+from .layout import Layout, as_columns, bandwidths, fill, padding, plan
+from .staging import Staged, stage
+
+# Numbers per block: the few arrays that are alive at a time then stay in a core's cache on a CPU,
+# and are large enough to be shared between cores; an accelerator wants more of them at once.
+_BLOCK_SIZE = {"cpu": 2**17}
+_BLOCK_SIZE_ACCELERATOR = 2**24
+
+
+class _Blocks(eqx.Module):
+    """The draws of some objects in equal blocks, (num_blocks, rows, length) per column."""
+
+    data: Any
+    log_ref: Array
+    segment: Array
+    owner: Array
+    spanning: bool = eqx.field(static=True)
+    one_row_each: bool = eqx.field(static=True)
+
+
+class Samples(eqx.Module):
+    r"""Objects known by draws $\theta_{ij}$ that were drawn with density $e^{\ell_{ij}}$ (`log_ref`).
+
+    $$\ln m_i = \ln \frac1{N_i} \sum_j \frac{p(\theta_{ij})}{e^{\ell_{ij}}},\qquad
+      \operatorname{var} = \frac1{n_\mathrm{eff}} - \frac1{N_i},\quad
+      n_\mathrm{eff} = \frac{(\sum_j w_j)^2}{\sum_j w_j^2},$$
+
+    (Farr 2019, arXiv:1904.10879; Essick & Farr 2022, arXiv:2204.00461). Posterior draws have the
+    prior that the analysis used as reference; found injections have the density that they were
+    injected with, and `num_drawn` counts the missed ones too.
+
+    Args:
+        draws: one mapping per object, parameter name -> array of draws; counts may differ.
+        log_ref: one array per object, the log reference density of each draw, in the coordinates of
+            `draws`, up to a constant per object (which cancels in everything but the evidence).
+        names: names of the objects, for messages and results.
+        num_drawn: per object, the number of draws made, where more were made than are given.
+        dtype: evaluate the density in this precision (sums are always accumulated in JAX's default
+            one); 32-bit is about twice as fast and good to about 1e-6 per object.
+        block_size: numbers per block; the default suits the machine.
+
+    Raises:
+        InputError: no objects or no draws, different parameters, lengths that do not match, or a
+            value that is not finite; the object and the parameter are named.
+    """
+
+    blocks: tuple[_Blocks, ...]
+    num_drawn: Array
+    num_draws: Array
+    names: tuple[str, ...] = eqx.field(static=True)
+    parameters: tuple[str, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        draws: Sequence[Mapping[str, Any]],
+        log_ref: Sequence[Any],
+        *,
+        names: Sequence[str] | None = None,
+        num_drawn: Sequence[int] | None = None,
+        dtype: Any = None,
+        block_size: int | None = None,
+        kernel_neighbours: int = 0,
+    ):
+        names = tuple(names) if names is not None else tuple(f"object {i}" for i in range(len(draws)))
+        self.parameters = _check(draws, log_ref, names)
+        self.names = names
+        refs = [np.asarray(r, float).reshape(-1) for r in log_ref]
+        counts = np.array([len(r) for r in refs])
+        dtype = np.dtype(dtype or jnp.result_type(float))
+        size = block_size or _BLOCK_SIZE.get(jax.default_backend(), _BLOCK_SIZE_ACCELERATOR)
+        columns = {p: as_columns(draws, p) for p in self.parameters}
+        widths = {
+            p: [bandwidths(x, kernel_neighbours) for x in c]
+            for p, c in columns.items()
+            if kernel_neighbours
+        }
+        self.blocks = tuple(
+            _blocks(layout, columns, widths, refs, counts, dtype) for layout in plan(counts, size)
+        )
+        self.num_draws = jnp.asarray(counts, float)
+        self.num_drawn = jnp.asarray(counts if num_drawn is None else num_drawn, float)
+
+    def log_marginal(self, density: Density) -> LogMarginal:
+        r"""Estimate $\ln \int L_i(\theta)\, p(\theta)\, d\theta$ for every object (see the class)."""
+        staged = stage(lambda _, data: log_terms(density, _theta(data)), (), self._example())
+        combine = partial(_both_parts, staged)
+        return _log_marginal(combine, staged.parameters(()), self)
+
+    def stage(self, population: Population, hyperparameters: Mapping[str, Any]) -> StagedSamples:
+        """Prepare for many evaluations of `population`: what depends on the draws alone is done now.
+
+        `hyperparameters` is any valid point; only its names and shapes matter.
+        """
+        dtype = self.blocks[0].log_ref.dtype
+        hyper = _cast(dict(hyperparameters), dtype)
+        staged = stage(lambda h, data: log_terms(population(h), _theta(data)), hyper, self._example())
+        columns = jax.jit(jax.vmap(staged.columns))
+        blocks = tuple(eqx.tree_at(lambda b: b.data, b, columns(b.data)) for b in self.blocks)
+        return StagedSamples(
+            eqx.tree_at(lambda s: s.blocks, self, blocks), staged.parameters, staged.combine
+        )
+
+    def _example(self) -> Any:
+        return jax.tree.map(lambda x: x[0], self.blocks[0].data)
+
+
+class StagedSamples(eqx.Module):
+    """`Samples` prepared for one population: log marginals as functions of hyperparameters."""
+
+    samples: Samples
+    _parameters: Callable[..., Any] = eqx.field(static=True)
+    _combine: Callable[..., Any] = eqx.field(static=True)
+
+    def _values(self, hyperparameters: Mapping[str, Any]) -> tuple[Array, ...]:
+        return self._parameters(_cast(dict(hyperparameters), self.samples.blocks[0].log_ref.dtype))
+
+    def log_marginal(self, hyperparameters: Mapping[str, Any]) -> LogMarginal:
+        """Per-object log marginals of the population at `hyperparameters`."""
+        return _log_marginal(self._combine, self._values(hyperparameters), self.samples)
+
+    def total(self, hyperparameters: Mapping[str, Any], *, variance: bool = False) -> LogMarginal:
+        r"""$\sum_i \ln m_i$ and, if asked for, the sum of the variances (else zero).
+
+        Value and gradient come from one pass over the draws: the gradient of a block is made where
+        the block is at hand, so nothing of the size of the draws is kept for a backward pass.
+        """
+        return _total(self._combine, self._values(hyperparameters), self.samples, variance)
+
+
+def _check(
+    draws: Sequence[Mapping[str, Any]], log_ref: Sequence[Any], names: tuple[str, ...]
+) -> tuple[str, ...]:
+    if not draws:
+        raise InputError("Samples needs at least one object; the list of draws is empty.")
+    if not len(draws) == len(log_ref) == len(names):
+        raise InputError(
+            f"Samples was given {len(draws)} objects, {len(log_ref)} log_ref arrays and {len(names)} "
+            "names; give one of each per object."
+        )
+    parameters = tuple(draws[0])
+    for name, draw, ref in zip(names, draws, log_ref, strict=True):
+        for p in draw:
+            if p not in parameters:
+                raise InputError(f"{name}: parameter '{p}' is not one of {list(parameters)}.")
+        for p in parameters:
+            if p not in draw:
+                raise InputError(f"{name}: parameter '{p}' is missing{did_you_mean(p, draw)}.")
+            value = np.asarray(draw[p])
+            if value.size == 0:
+                raise InputError(f"{name} has no draws; leave it out or give its draws.")
+            if value.size != np.size(ref):
+                raise InputError(
+                    f"{name}: '{p}' has {value.size} draws but log_ref has {np.size(ref)}."
+                )
+            if bad := int(np.sum(~np.isfinite(value))):
+                raise InputError(
+                    f"{name}: {bad} of {value.size} draws of '{p}' are not finite; remove them "
+                    "before, knowing why they are there."
+                )
+        if bad := int(np.sum(~np.isfinite(np.asarray(ref, float)))):
+            raise InputError(
+                f"{name}: log_ref is not finite for {bad} draws: a draw cannot come from where its "
+                "reference density is zero; check the reference prior."
+            )
+    return parameters
+
+
+def _blocks(
+    layout: Layout,
+    columns: Mapping[str, list[np.ndarray]],
+    widths: Mapping[str, list[np.ndarray]],
+    refs: list[np.ndarray],
+    counts: np.ndarray,
+    dtype: np.dtype,
+) -> _Blocks:
+    data: Any = {"theta": {p: jnp.asarray(fill(layout, c, dtype)) for p, c in columns.items()}}
+    if widths:
+        data["width"] = {p: jnp.asarray(fill(layout, c, dtype)) for p, c in widths.items()}
+    log_ref = fill(layout, refs, dtype)
+    log_ref[padding(layout, counts)] = np.inf  # no weight
+    rows = layout.segment.shape[1]
+    one_row_each = rows == layout.num_segments and bool(
+        np.all(layout.segment == np.arange(rows)) or rows == 1
+    )
+    return _Blocks(
+        data=data,
+        log_ref=jnp.asarray(log_ref),
+        segment=jnp.asarray(layout.segment, jnp.int32),
+        owner=jnp.asarray(layout.owner, jnp.int32),
+        spanning=layout.spanning,
+        one_row_each=one_row_each,
+    )
+
+
+def _theta(data: Any) -> Mapping[str, Array]:
+    return Kernels(data["theta"], data["width"]) if "width" in data else data["theta"]
+
+
+def _both_parts(staged: Staged, values: Any, data: Any) -> Any:
+    return staged.combine(values, staged.columns(data))
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+
+
+# --- the Monte Carlo estimator ---------------------------------------------------------------
+
+
+def _safe_log(x: Array) -> Array:
+    empty = x == 0
+    return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, x)))
+
+
+def _shift(x: Array) -> Array:
+    """A constant to subtract before exponentials: the value, or zero where that is -inf."""
+    x = jax.lax.stop_gradient(x)
+    return jnp.where(x == -jnp.inf, 0.0, x)
+
+
+def log_sums(terms: Sequence[Array], log_ref: Array, *, squares: bool) -> tuple[Array, Array]:
+    r"""$\ln \sum_j w_j$ and $\ln \sum_j w_j^2$ over the last axis, $w = \sum_k e^{t_k - \ell}$.
+
+    The exponential is taken once for each leaf and draw, with one shift for all of them; the sums
+    are accumulated in JAX's default precision. The second is zero where `squares` is false.
+    """
+    top = terms[0]
+    for term in terms[1:]:
+        top = jnp.maximum(top, term)
+    shift = _shift(jnp.max(top - log_ref, axis=-1))
+    offset = log_ref + shift[..., None]
+    weight = jnp.exp(terms[0] - offset)
+    for term in terms[1:]:
+        weight = weight + jnp.exp(term - offset)
+    accumulate = jnp.result_type(float)
+    first = _safe_log(jnp.sum(weight, axis=-1, dtype=accumulate)) + shift
+    if not squares:
+        return first, jnp.zeros_like(first)
+    return first, _safe_log(jnp.sum(weight * weight, axis=-1, dtype=accumulate)) + 2 * shift
+
+
+def _add_up(values: Array, segment: Array, num_segments: int) -> Array:
+    """Log-sum-exp of `values` over equal `segment`; those of segment `num_segments` are dropped."""
+    total = num_segments + 1
+    shift = _shift(jax.ops.segment_max(values, segment, total))
+    sums = jax.ops.segment_sum(jnp.exp(values - shift[segment]), segment, total)
+    return (_safe_log(sums) + shift)[:num_segments]
+
+
+def _block_sums(
+    combine: Callable[..., Any], values: Any, block: _Blocks, squares: bool
+) -> tuple[Array, Array]:
+    """`log_sums` for every object of one block."""
+    terms = list(combine(values, block.data).values())
+    shape = block.log_ref.shape
+    terms = [jnp.broadcast_to(t, shape) for t in terms]
+    first, second = log_sums(terms, block.log_ref, squares=squares)
+    if block.one_row_each:
+        return first, second
+    num_segments = block.owner.shape[-1]
+    first = _add_up(first, block.segment, num_segments)
+    return first, _add_up(second, block.segment, num_segments) if squares else first
+
+
+def _variance(first: Array, second: Array, num_drawn: Array) -> Array:
+    """Monte Carlo variance of the log of a mean; infinite where no draw has any weight."""
+    empty = first == -jnp.inf
+    ratio = jnp.exp(second - 2 * jnp.where(empty, 0.0, first))
+    return jnp.where(empty, jnp.inf, ratio - 1.0 / num_drawn)
+
+
+def _log_marginal(combine: Callable[..., Any], values: Any, samples: Samples) -> LogMarginal:
+    size = len(samples.names)
+    value = jnp.full(size, -jnp.inf)
+    second = jnp.full(size, -jnp.inf)
+    for group in samples.blocks:
+        one = jax.checkpoint(lambda block: _block_sums(combine, values, block, True))
+        firsts, seconds = jax.lax.map(one, group)
+        owner = jnp.where(group.owner < 0, size, group.owner).reshape(-1)
+        value = jnp.logaddexp(value, _add_up(firsts.reshape(-1), owner, size))
+        second = jnp.logaddexp(second, _add_up(seconds.reshape(-1), owner, size))
+    variance = _variance(value, second, samples.num_drawn)
+    return LogMarginal(value - jnp.log(samples.num_drawn), variance)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _one_pass(function: Callable[..., Array], values: Any, block: Any) -> Array:
+    """`function(values, block)`, a short vector, whose forward pass also makes its Jacobian."""
+    return function(values, block)
+
+
+def _one_pass_forward(function: Callable[..., Array], values: Any, block: Any) -> Any:
+    out, pull = jax.vjp(lambda v: function(v, block), values)
+    jacobian = [pull(row)[0] for row in jnp.eye(out.size, dtype=out.dtype)]
+    return out, jacobian
+
+
+def _one_pass_backward(function: Callable[..., Array], jacobian: Any, cotangent: Array) -> Any:
+    del function
+    rows = [jax.tree.map(lambda g, c=c: (c * g).astype(g.dtype), row)
+            for c, row in zip(cotangent, jacobian, strict=True)]  # fmt: skip
+    return jax.tree.map(lambda *g: sum(g), *rows), None
+
+
+_one_pass.defvjp(_one_pass_forward, _one_pass_backward)
+
+
+def _total(
+    combine: Callable[..., Any], values: Any, samples: Samples, variance: bool
+) -> LogMarginal:
+    smooth, rest = eqx.partition(values, eqx.is_inexact_array)
+    value = -jnp.sum(jnp.log(samples.num_drawn))
+    spread = jnp.zeros(())
+
+    def sums(smooth: Any, block_and_rest: Any) -> tuple[Array, Array, Array]:
+        block, rest, num_drawn = block_and_rest
+        both = _block_sums(combine, eqx.combine(smooth, rest), block, variance)
+        return *both, jnp.where(block.owner < 0, 1.0, num_drawn[block.owner])
+
+    def whole(smooth: Any, block_and_rest: Any) -> Array:
+        first, second, drawn = sums(smooth, block_and_rest)
+        used = block_and_rest[0].owner >= 0
+        out = [jnp.sum(jnp.where(used, first, 0.0))]
+        if variance:
+            out.append(jnp.sum(jnp.where(used, _variance(first, second, drawn), 0.0)))
+        return jnp.stack(out)
+
+    def part(smooth: Any, block_and_rest: Any) -> Array:
+        first, second, _ = sums(smooth, block_and_rest)
+        return jnp.stack([first[0], second[0]][: 2 if variance else 1])
+
+    for group in samples.blocks:
+        function = part if group.spanning else whole
+        out = jax.lax.map(
+            lambda b, f=function: _one_pass(f, smooth, (b, rest, samples.num_drawn)), group
+        )
+        if not group.spanning:
+            value = value + jnp.sum(out[:, 0])
+            spread = spread + (jnp.sum(out[:, 1]) if variance else 0.0)
+            continue
+        size = len(samples.names)
+        owner = group.owner[:, 0]
+        present = jnp.zeros(size, bool).at[owner].set(True)
+        first = _add_up(out[:, 0], owner, size)
+        value = value + jnp.sum(jnp.where(present, first, 0.0))
+        if variance:
+            second = _add_up(out[:, 1], owner, size)
+            each = _variance(first, second, samples.num_drawn)
+            spread = spread + jnp.sum(jnp.where(present, each, 0.0))
+    return LogMarginal(value, spread)

@@ -1,0 +1,326 @@
+r"""The one place where prior, population, likelihood and selection meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.flatten_util import ravel_pytree
+from numpyro.distributions.transforms import biject_to
+
+from .density import Population
+from .errors import InputError
+from .likelihood import Likelihood, LogMarginal
+from .prior import Prior
+
+Hyperparameters = Mapping[str, Any]
+
+
+class LogLikelihood(NamedTuple):
+    """The log likelihood of the hyperparameters and the Monte Carlo variance of that number."""
+
+    value: Array
+    variance: Array
+
+
+class HierarchicalModel:
+    r"""Objects with a common population, seen through a selection.
+
+    With object log marginals $\ln m_i$ and the detected fraction (or detected rate) $m_\det$, both
+    of the population density or rate density $\rho(\theta|\Lambda)$,
+
+    $$\text{poisson:}\quad \ln L = \sum_i \ln m_i - T\,m_\det, \qquad
+      \text{shape:}\quad \ln L = \sum_i \ln m_i - N \ln m_\det,$$
+
+    (Mandel, Farr & Gair 2019, arXiv:1809.02063; Loredo 2004). The Monte Carlo variance of $\ln L$ is
+    $\sum_i \operatorname{var}_i + (T m_\det)^2 \operatorname{var}_\det$, or $N^2
+    \operatorname{var}_\det$ (Farr 2019; Talbot & Golomb 2023, arXiv:2304.06138).
+
+    Args:
+        prior: the prior of all hyperparameters (patterns are resolved here).
+        population: hyperparameters -> density; a rate density for "poisson".
+        likelihood: the objects.
+        selection: a likelihood with one object, the detection; none means that all is seen.
+        rate: "poisson" or "shape".
+        log_exposure: $\ln T$: for injections with density in observed units, the log of the time
+            (and of any volume) that turns $m_\det$ into an expected number.
+        max_variance: variance of $\ln L$ above which a point is penalised, smoothly, by $-\frac12
+            (\mathrm{var}/\mathrm{max} - 1)^2 \cdot 100$: there the Monte Carlo sums cannot be trusted.
+
+    Raises:
+        InputError: priors that are missing or unknown, and "poisson" without a selection.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        population: Population,
+        likelihood: Likelihood,
+        *,
+        selection: Likelihood | None = None,
+        rate: Literal["poisson", "shape"] = "poisson",
+        log_exposure: float = 0.0,
+        max_variance: float | None = None,
+    ):
+        if rate not in ("poisson", "shape"):
+            raise InputError(f"rate='{rate}' is not known; use 'poisson' or 'shape'.")
+        if rate == "poisson" and selection is None:
+            raise InputError(
+                "rate='poisson' needs a selection: the expected number of detections is part of the "
+                "likelihood. Give one, or use rate='shape'."
+            )
+        self.prior = prior.resolve(hyperparameter_names(population))
+        self.population = population
+        self.likelihood = likelihood
+        self.selection = selection
+        self.rate = rate
+        self.log_exposure = log_exposure
+        self.max_variance = max_variance
+        example = self.prior.complete(self.prior.sample(jax.random.key(0)))
+        self._parts = [
+            None if part is None else _stage(part, population, example)
+            for part in (likelihood, selection)
+        ]
+
+    def with_parts(self, likelihood: Likelihood, selection: Likelihood | None) -> HierarchicalModel:
+        """The same model with other forms of its objects and selection."""
+        return HierarchicalModel(
+            self.prior,
+            self.population,
+            likelihood,
+            selection=selection,
+            rate=self.rate,
+            log_exposure=self.log_exposure,
+            max_variance=self.max_variance,
+        )
+
+    @property
+    def data(self) -> Any:
+        """The arrays that the likelihood needs, to be passed through jitted functions."""
+        return self._parts
+
+    def log_likelihood(
+        self, hyperparameters: Hyperparameters, data: Any = None, *, variance: bool = False
+    ) -> LogLikelihood:
+        """Log likelihood (without the variance penalty) at all hyperparameters, by name.
+
+        The variance is zero unless it is asked for: it costs a little more.
+        """
+        objects, selection = self.data if data is None else data
+        total = _total(objects, hyperparameters, variance)
+        value, spread = total.value, total.variance
+        if selection is not None:
+            detected = _total(selection, hyperparameters, variance)
+            if self.rate == "poisson":
+                expected = jnp.exp(detected.value + self.log_exposure)
+                value, weight = value - expected, expected
+            else:
+                weight = jnp.asarray(float(len(_names(self.likelihood))))
+                value = value - weight * detected.value
+            spread = spread + jnp.where(weight > 0, weight**2 * detected.variance, 0.0)
+        return LogLikelihood(value, spread)
+
+    def penalised_log_likelihood(self, hyperparameters: Hyperparameters, data: Any = None) -> Array:
+        """Log likelihood with the smooth penalty of `max_variance`, if there is one."""
+        if self.max_variance is None:
+            return self.log_likelihood(hyperparameters, data).value
+        value, variance = self.log_likelihood(hyperparameters, data, variance=True)
+        excess = jnp.maximum(variance / self.max_variance - 1.0, 0.0)
+        return value - 50.0 * excess**2
+
+    def log_marginals(self, hyperparameters: Hyperparameters, data: Any = None) -> LogMarginal:
+        """Per-object log marginals and variances."""
+        return _log_marginal((self.data if data is None else data)[0], hyperparameters)
+
+    def detected(self, hyperparameters: Hyperparameters, data: Any = None) -> LogMarginal:
+        r"""$\ln m_\det$ (plus `log_exposure`) and its variance."""
+        selection = (self.data if data is None else data)[1]
+        if selection is None:
+            raise InputError("the model has no selection.")
+        value, variance = _log_marginal(selection, hyperparameters)
+        return LogMarginal(value[0] + self.log_exposure, variance[0])
+
+    def target(self) -> Target:
+        """The posterior of the free hyperparameters, for a sampler."""
+        return Target(
+            self.prior,
+            lambda free, data: self.penalised_log_likelihood(self.prior.complete(free), data),
+            data=self.data,
+        )
+
+
+class Target:
+    r"""What a sampler sees: a prior, a log likelihood, and the way to unconstrained coordinates.
+
+    A point is a flat vector $x \in \mathbb R^d$; `constrain(x)` gives the hyperparameters by name,
+    and `log_density(x)` is log prior + log Jacobian + log likelihood. Everything takes the `data`
+    explicitly, so that large arrays are arguments of compiled functions and not constants in them.
+
+    Args:
+        prior: distributions of the free parameters (and fixed or tied ones).
+        log_likelihood: (free parameters by name, data) -> scalar.
+        data: any pytree of arrays.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        log_likelihood: Callable[[dict[str, Array], Any], Array],
+        *,
+        data: Any = None,
+    ):
+        self.prior = prior
+        self.data = data
+        self._log_likelihood = log_likelihood
+        self._transforms = {n: biject_to(d.support) for n, d in prior.free.items()}
+        example = {
+            n: self._transforms[n].inv(v) for n, v in prior.sample(jax.random.key(0)).items()
+        }
+        flat, self._unravel = ravel_pytree(example)
+        self.dim = int(flat.size)
+
+    @classmethod
+    def from_numpyro(cls, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Target:
+        """Wrap any NumPyro model: its continuous latent sites are the parameters.
+
+        Sites may be of any shape (they appear as `name[i]` in results), inside plates or not, and
+        depend on each other; the prior and the likelihood are then not separated, so the evidence
+        is that of the joint density.
+        """
+        return _NumpyroTarget(model, args, kwargs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.prior.names
+
+    def constrain(self, x: Array) -> dict[str, Array]:
+        """Parameters by name at the unconstrained point `x` of shape (dim,)."""
+        return {n: self._transforms[n](v) for n, v in self._unravel(x).items()}
+
+    def unconstrain(self, free: Mapping[str, Any]) -> Array:
+        """The inverse of `constrain`."""
+        return ravel_pytree({n: self._transforms[n].inv(jnp.asarray(free[n], float)) for n in self.names})[0]
+
+    def log_prior(self, x: Array) -> Array:
+        """Log prior density of the unconstrained point, Jacobian included."""
+        raw = self._unravel(x)
+        total = jnp.zeros(())
+        for name, d in self.prior.free.items():
+            transform = self._transforms[name]
+            value = transform(raw[name])
+            total = total + d.log_prob(value) + transform.log_abs_det_jacobian(raw[name], value)
+        return total
+
+    def log_likelihood(self, x: Array, data: Any = None) -> Array:
+        """Log likelihood at the unconstrained point."""
+        return self._log_likelihood(self.constrain(x), self.data if data is None else data)
+
+    def log_density(self, x: Array, data: Any = None) -> Array:
+        """Log prior plus log likelihood at the unconstrained point."""
+        return self.log_prior(x) + self.log_likelihood(x, data)
+
+    def sample_prior(self, key: Any, num: int) -> Array:
+        """Draw unconstrained points, (num, dim), from the prior."""
+        return jax.vmap(self.unconstrain)(self.prior.sample(key, (num,)))
+
+
+class _NumpyroTarget(Target):
+    """A target made from a NumPyro model; see `Target.from_numpyro`."""
+
+    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
+        from numpyro.infer.util import initialize_model
+
+        info = initialize_model(
+            jax.random.key(0), model, model_args=args, model_kwargs=kwargs, validate_grad=False
+        )
+        self._potential, self._postprocess = info.potential_fn, info.postprocess_fn
+        self._model, self._args, self._kwargs = model, args, kwargs
+        flat, self._unravel = ravel_pytree(info.param_info.z)
+        self.dim = int(flat.size)
+        self.data = None
+        self.prior = Prior({})
+        self._site_names = tuple(info.param_info.z)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._site_names
+
+    def constrain(self, x: Array) -> dict[str, Array]:
+        """Sites by name, deterministic ones included."""
+        return self._postprocess(self._unravel(x))
+
+    def unconstrain(self, free: Mapping[str, Any]) -> Array:
+        from numpyro.infer.util import unconstrain_fn
+
+        raw = unconstrain_fn(self._model, self._args, self._kwargs, dict(free))
+        return ravel_pytree({n: raw[n] for n in self._site_names})[0]
+
+    def log_prior(self, x: Array) -> Array:
+        return jnp.zeros(())
+
+    def log_likelihood(self, x: Array, data: Any = None) -> Array:
+        del data
+        return -self._potential(self._unravel(x))
+
+    def sample_prior(self, key: Any, num: int) -> Array:
+        from numpyro.infer import Predictive
+
+        with_shape = Predictive(self._model, num_samples=num)(key, *self._args, **self._kwargs)
+        return jax.vmap(self.unconstrain)({n: with_shape[n] for n in self._site_names})
+
+
+class _Recorder(dict[str, Any]):
+    """Hyperparameters that note which of them are asked for."""
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = value = jnp.full((), 0.5)
+        return value
+
+
+def hyperparameter_names(population: Population) -> tuple[str, ...]:
+    """The names that `population` looks up in its hyperparameters, in order."""
+    asked = _Recorder()
+
+    def look() -> Array:
+        density = population(asked)
+        # Conditional factors look theirs up only when they are evaluated.
+        return density.log_prob({name: jnp.full((), 0.5) for name in density.names})
+
+    jax.eval_shape(look)
+    return tuple(asked)
+
+
+def _stage(part: Any, population: Population, example: Hyperparameters) -> Any:
+    """A form prepared for many evaluations, where the form knows how."""
+    if hasattr(part, "stage"):
+        return part.stage(population, example)
+    return _Plain(part, population)
+
+
+class _Plain(eqx.Module):
+    """A form without preparation, seen as a function of hyperparameters."""
+
+    likelihood: Any
+    population: Population = eqx.field(static=True)
+
+    def log_marginal(self, hyperparameters: Hyperparameters) -> LogMarginal:
+        return self.likelihood.log_marginal(self.population(hyperparameters))
+
+
+def _log_marginal(part: Any, hyperparameters: Hyperparameters) -> LogMarginal:
+    return part.log_marginal(hyperparameters)
+
+
+def _total(part: Any, hyperparameters: Hyperparameters, variance: bool) -> LogMarginal:
+    if hasattr(part, "total"):
+        return part.total(hyperparameters, variance=variance)
+    each = part.log_marginal(hyperparameters)
+    return LogMarginal(jnp.sum(each.value), jnp.sum(each.variance))
+
+
+def _names(likelihood: Any) -> tuple[str, ...]:
+    return likelihood.names
