@@ -1,0 +1,47 @@
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Tests compare with exact answers in double precision; the command line switches it on as well.
+jax.config.update("jax_enable_x64", True)
+
+# Most of a test's time is compilation. The cache lies in the environment, so it goes when the
+# versions do; each parallel worker has its own, because JAX does not write entries atomically.
+if sys.prefix != sys.base_prefix:
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    jax.config.update("jax_compilation_cache_dir", f"{sys.prefix}/.cache/jax/{worker}")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def require_path() -> Callable[[str | Path], Path]:
+    """`require_path(path)` is the path, or skips the test naming it where it is absent."""
+
+    def require(path: str | Path) -> Path:
+        path = Path(path)
+        if not path.exists():
+            pytest.skip(f"absent: {path}")
+        return path
+
+    return require
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared reference data: $SKYCENSUS_SHARED, else `shared` beside the checkout.
+
+    It need not exist; use `require_path(shared / "data" / "name")`.
+    """
+    return Path(os.environ.get("SKYCENSUS_SHARED", ROOT.parent / "shared"))
