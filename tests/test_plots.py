@@ -1,0 +1,181 @@
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from skycensus import plots
+from skycensus.errors import InputError
+from skycensus.result import Result, Status
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(11)
+
+
+@pytest.fixture
+def result(rng):
+    draws = {"a": rng.normal(3, 0.5, size=(2, 200)), "b": rng.normal(size=(2, 200))}
+    return Result(draws, Status(True), derived={"r": np.exp(draws["b"])}, truth={"a": 3.0})
+
+
+def drawn(figure):
+    """The figure rendered to an array of pixels, which finds what only drawing finds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    assert isinstance(figure, Figure)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def words(figure):
+    return " ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
+
+
+@pytest.mark.parametrize("function", [plots.corner, plots.trace])
+class TestDraws:
+    def test_labels_and_derived(self, function, result):
+        figure = function(result, ["a", "r"], labels={"a": r"$\alpha\ [M_\odot]$"})
+        drawn(figure)
+        assert r"$\alpha\ [M_\odot]$" in words(figure) and "r" in words(figure).split()
+
+    @pytest.mark.parametrize("shape", [(1, 1), (3, 2)])
+    def test_few_draws(self, function, rng, shape):
+        draws = {name: rng.normal(size=shape) for name in "abc"}
+        drawn(function(Result(draws, Status(True))))
+
+    def test_one_parameter(self, function, result):
+        drawn(function(result, ["a"]))
+
+    def test_constants(self, function, rng):
+        constant = np.full((2, 50), 4.0)
+        drawn(function(Result({"a": constant}, Status(True), truth={"a": 4.0})))
+        drawn(function(Result({"a": constant, "b": rng.normal(size=(2, 50))}, Status(True))))
+
+    def test_weights(self, function, rng):
+        x = rng.normal(size=(1, 500))
+        weight = np.where(x > 0, -0.5 * x, -np.inf)
+        drawn(function(Result({"a": x, "b": x**2}, Status(True), log_weight=weight)))
+
+    def test_array_parameters_and_draws_that_are_not_finite(self, function, rng):
+        x = rng.normal(size=(2, 60, 2))
+        x[0, 3, 1] = np.nan
+        truth = {"a": [0.1, 0.2]}
+        drawn(function(Result({"a": x}, Status(True), truth=truth)))
+
+    def test_unknown_name(self, function, result):
+        with pytest.raises(InputError, match=r"no draws of \['c'\]; this result has"):
+            function(result, ["c"])
+
+
+def test_corner_says_median_and_interval():
+    n = 4001
+    x = np.linspace(0, 1, n).reshape(1, n)
+    figure = plots.corner(Result({"x": 2 * x}, Status(True)))
+    assert "x = $1.00^{+0.90}_{-0.90}$" in words(figure)
+
+
+@pytest.mark.parametrize(
+    ("label", "title"),
+    [
+        (r"$m_\mathrm{min}\ [M_\odot]$", r"$m_\mathrm{min}$ = v"),
+        (r"mass [kg]", "mass = v"),
+        (r"$\alpha$", r"$\alpha$ = v"),
+        (r"$\ln(R\ [\mathrm{Gpc}^{-3}])$", r"$\ln(R\ [\mathrm{Gpc}^{-3}])$" + "\nv"),
+        ("amplitude[3]", "amplitude[3]\nv"),
+    ],
+)
+def test_titles_leave_units_to_the_axis(label, title):
+    assert plots._title(label, "v") == title
+
+
+def test_corner_writes_a_file(result, tmp_path):
+    plots.corner(result, path=tmp_path / "corner.pdf")
+    assert (tmp_path / "corner.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_density_bands(rng):
+    x = np.linspace(1, 10, 40)
+    curves = x ** -rng.normal(2, 0.1, size=(101, 1))
+    figure = plots.density_bands(x, curves, label="all", truth=x**-2.0, yscale="log")
+    drawn(figure)
+    median = np.asarray(figure.axes[0].lines[0].get_ydata())
+    np.testing.assert_allclose(median, np.median(curves, axis=0))
+    assert {"all", "truth"} <= set(words(figure).split())
+
+
+def test_density_bands_over_each_other_and_in_a_panel(rng):
+    x = np.geomspace(1, 100, 30)
+    curves = rng.random((20, 30)) * (x > 5)
+    weight = np.where(np.arange(20) == 4, 0.0, -np.inf)
+    axes = Figure().subplots(1, 2)
+    sets = {"one": curves, "two": 2 * curves}
+    figure = plots.density_bands(
+        x, sets, log_weight=weight, axes=axes[1], xscale="log", yscale="log"
+    )
+    assert figure is axes[1].figure and len(axes[1].lines) == 2
+    np.testing.assert_array_equal(axes[1].lines[1].get_ydata(), 2 * curves[4])
+    drawn(figure)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_density_bands_of_nothing(value):
+    x = np.linspace(0, 1, 5)
+    drawn(plots.density_bands(x, np.full((3, 5), value), yscale="log"))
+    drawn(plots.density_bands(x, np.full((3, 5), value)))
+
+
+def test_density_bands_of_the_wrong_shape():
+    with pytest.raises(ValueError, match="grid of 5 points"):
+        plots.density_bands(np.arange(5.0), np.ones((2, 4)))
+
+
+@pytest.mark.parametrize("count", [1, 12, 300])
+def test_object_posteriors(rng, count):
+    names = [f"GW{k}" for k in range(count)]
+    centre = rng.uniform(5, 50, size=count)
+    alone = [rng.normal(c, 2, size=50 + k) for k, c in enumerate(centre)]
+    informed = [0.9 * x for x in alone]
+    figure = plots.object_posteriors(names, alone, informed, truth=centre, xlabel=r"$m\ [M_\odot]$")
+    drawn(figure)
+    shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert len(shown) == (count if count < 120 else 0)
+    medians = figure.axes[0].lines[1].get_xdata()
+    assert (np.diff(medians) >= 0).all()
+
+
+def test_object_posteriors_of_unequal_numbers():
+    with pytest.raises(ValueError, match="1, 2 and 1"):
+        plots.object_posteriors(["a"], [np.ones(3)] * 2, [np.ones(3)])
+
+
+@pytest.mark.parametrize("count", [1, 20, 100])
+def test_n_eff(rng, count):
+    values = rng.uniform(20, 500, size=(3, 7, count))
+    values[..., 0] = 2.0
+    figure = plots.n_eff(values, [f"event {k}" for k in range(count)])
+    drawn(figure)
+    assert f"(1 of {count} objects below)" in words(figure)
+    drawn(plots.n_eff(values[0, 0]))
+
+
+def test_save_figures(result, tmp_path):
+    figures = {"one": plots.trace(result), "two": plots.corner(result)}
+    paths = plots.save_figures(figures, tmp_path / "figures", formats=("png", "svg"))
+    names = ["one.png", "one.svg", "two.png", "two.svg"]
+    assert [path.name for path in paths] == names
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == names
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        plots.save_figures(figures, tmp_path / "file")
+
+
+def test_no_global_state(result):
+    before = dict(matplotlib.rcParams)
+    plots.corner(result)
+    plots.trace(result)
+    assert dict(matplotlib.rcParams) == before
+    from matplotlib import pyplot
+
+    assert not pyplot.get_fignums()
