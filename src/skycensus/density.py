@@ -7,6 +7,7 @@ distributions; `Joint` joins them by name and `Mixture` adds them up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,8 +16,12 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.special import logsumexp
+from numpyro.distributions import constraints
 
 from .errors import InputError, did_you_mean
+
+# Supports without their end points: a density over one may diverge or be NaN there.
+_OPEN = (constraints.greater_than, constraints.less_than, constraints.open_interval)
 
 Theta = Mapping[str, Array]
 Names = str | tuple[str, ...]
@@ -110,10 +115,12 @@ class Joint:
         ):
             conditional = not _is_factor(factor) and bool(theta)
             drawn = _given(factor, theta)
-            # A conditional factor already carries the sample shape of what it depends on.
-            batch = getattr(drawn, "batch_shape", ())
-            shape = sample_shape[: len(sample_shape) - len(batch)] if conditional else sample_shape
-            draw = drawn.sample(k, shape)
+            if conditional and not isinstance(drawn, dist.Distribution):
+                theta.update(_sample_conditional(factor, theta, k, sample_shape))
+                continue
+            # A conditional distribution already carries the sample shape of what it depends on.
+            batch = drawn.batch_shape if conditional else ()
+            draw = drawn.sample(k, sample_shape[: len(sample_shape) - len(batch)])
             if isinstance(drawn, dist.Distribution):
                 if isinstance(names, tuple):
                     theta.update({n: draw[..., i] for i, n in enumerate(names)})
@@ -222,6 +229,16 @@ def _given(factor: Any, theta: Theta) -> Any:
     return factor if _is_factor(factor) else factor(theta)
 
 
+def _sample_conditional(
+    factor: Any, theta: dict[str, Array], key: Any, shape: tuple[int, ...]
+) -> dict[str, Array]:
+    """One draw of a conditional density for each of the draws `theta` that it depends on."""
+    flat = {name: x.reshape(-1) for name, x in theta.items()}
+    keys = jax.random.split(key, math.prod(shape))
+    draws = jax.vmap(lambda k, given: factor(given).sample(k))(keys, flat)
+    return {name: x.reshape(shape) for name, x in draws.items()}
+
+
 def check_names(names: tuple[str, ...], theta: Theta) -> None:
     """Raise `InputError` where `theta` lacks one of `names`."""
     for name in names:
@@ -245,7 +262,7 @@ def _distribution_log_prob(key: Names, d: dist.Distribution, theta: Theta) -> tu
     if hasattr(d, "inside"):
         inside = d.inside(x)
     else:
-        inside = (x >= bounds[0]) & (x <= bounds[1])
+        inside = _inside(d.support, x, *bounds)
     if not getattr(d, "finite_outside_support", False):
         x = jnp.where(inside, x, _within(*bounds))
     return jnp.where(inside, d.log_prob(x), -jnp.inf), theta
@@ -255,18 +272,37 @@ def _kernel_log_prob(
     key: str, d: dist.Distribution, theta: Kernels, bounds: tuple[Any, Any]
 ) -> tuple[Array, Theta]:
     low, high = bounds
-    x, width = theta[key], theta.width[key]
-    # Softly clipped: within a few widths of an edge the point moves inwards, smoothly, so that a
-    # density which diverges towards the edge is met at its average over the kernel.
-    clipped = x
-    log_inside: Array | float = 0.0
+    x, width = theta[key], _KERNEL_REACH * theta.width[key]
+    clipped, inside = x, jnp.ones_like(x)
     if not _is_infinite(low):
-        clipped = low + width * jax.nn.softplus((clipped - low) / width)
-        log_inside = log_inside + jax.scipy.stats.norm.logcdf((x - low) / width)
+        share, ramp = _pass_edge((x - low) / width)
+        inside, clipped = inside * share, low + width * ramp
     if not _is_infinite(high):
-        clipped = high - width * jax.nn.softplus((high - clipped) / width)
-        log_inside = log_inside + jax.scipy.stats.norm.logcdf((high - x) / width)
-    return d.log_prob(clipped) + log_inside, Kernels({**theta, key: clipped}, theta.width)
+        share, ramp = _pass_edge((high - x) / width)
+        # Between two edges the ramps add up: x is moved by what each of them moves it.
+        inside, clipped = inside * share, clipped + (high - width * ramp) - x
+    out = inside <= 0
+    if not getattr(d, "finite_outside_support", False):
+        clipped = jnp.where(out, _within(low, high), clipped)
+    value = d.log_prob(clipped) + jnp.log(jnp.where(out, 1.0, inside))
+    return jnp.where(out, -jnp.inf, value), Kernels({**theta, key: clipped}, theta.width)
+
+
+# The kernel's half-width in units of its standard deviation.
+_KERNEL_REACH = 5.0**0.5
+
+
+def _pass_edge(z: Array) -> tuple[Array, Array]:
+    r"""The part of a kernel that lies beyond an edge, and where it lies on average.
+
+    For the kernel $\frac34(1-t^2)$ on $[-1,1]$ (Epanechnikov) centred at z, the mass at positive
+    values, $\frac14 (1+z)^2 (2-z)$, and a smooth positive part of z, $\frac14(1+z)^2$: both rise
+    with a continuous slope from zero at $z=-1$, with a finite ratio, so that a density that
+    diverges at the edge stays finite. Polynomials, because this is done for every draw.
+    """
+    t = jnp.clip(z, -1.0, 1.0)
+    square = 0.25 * (1.0 + t) ** 2
+    return square * (2.0 - t), square + jnp.maximum(z - 1.0, 0.0)
 
 
 def _bounds(d: dist.Distribution) -> tuple[Any, Any] | None:
@@ -277,6 +313,13 @@ def _bounds(d: dist.Distribution) -> tuple[Any, Any] | None:
     if low is None and high is None or support.is_discrete:
         return None
     return (-jnp.inf if low is None else low, jnp.inf if high is None else high)
+
+
+def _inside(support: Any, x: Array, low: Any, high: Any) -> Array:
+    # "Not outside", so that a bound that is NaN hides nothing: log_prob is evaluated, and is NaN.
+    if isinstance(support, _OPEN):
+        return ~((x <= low) | (x >= high))
+    return ~((x < low) | (x > high))
 
 
 def _is_infinite(bound: Any) -> bool:

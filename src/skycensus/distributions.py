@@ -38,6 +38,13 @@ def _mean_exp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
     return psi, slope * du
 
 
+def _log(value: Any) -> Array:
+    """Logarithm of data that may lie outside the support, at zero or below: finite there."""
+    value = jnp.asarray(value, jnp.result_type(float, value) if False else None)
+    smallest = float(jnp.finfo(jnp.result_type(value, float)).tiny)
+    return jnp.log(jnp.maximum(value, smallest))
+
+
 class PowerLaw(dist.Distribution):
     r"""Density proportional to $x^a$ on $[\mathrm{low}, \mathrm{high}]$, $0 < \mathrm{low}$.
 
@@ -79,30 +86,43 @@ class PowerLaw(dist.Distribution):
     def log_prob(self, value: Any) -> Array:
         k = self.exponent + 1.0
         width = self._log_width()
-        log_norm = k * jnp.log(self.high) + jnp.log(width * mean_exp(k * width))
-        return self.exponent * jnp.log(value) - log_norm
+        u = k * width
+        # Seen from the edge where the density is largest, so that a steep one does not overflow.
+        falling = u < -1.0
+        edge = jnp.where(falling, jnp.log(self.low), jnp.log(self.high))
+        log_norm = k * edge + jnp.log(width * mean_exp(jnp.where(falling, -u, u)))
+        return self.exponent * _log(value) - log_norm
 
     def inside(self, value: Any) -> Array:
         """Whether `value` lies in the support (compared in logarithms, as `log_prob` needs them)."""
-        x = jnp.log(value)
-        return (x >= jnp.log(self.low)) & (x <= jnp.log(self.high))
+        x = _log(value)
+        # "Not outside", so that a bound that is NaN is not hidden: log_prob is NaN there.
+        return ~((x < jnp.log(self.low)) | (x > jnp.log(self.high)))
 
     def cdf(self, value: Any) -> Array:
         k = self.exponent + 1.0
         width = self._log_width()
-        part = jnp.clip(jnp.log(value) - jnp.log(self.low), 0.0, width)
-        # int_low^x / int_low^high, both measured from low: e^{k(x-low)}-weighted means.
-        return part * mean_exp(-k * part) / (width * mean_exp(-k * width))
+        part = jnp.clip(_log(value) - jnp.log(self.low), 0.0, width)
+        # A ratio of two integrals from low: in e^{-st} where that falls, else in e^{-s(width - t)}.
+        rising = k * width > 1.0
+        s = jnp.where(rising, k, -k)
+        ratio = part * mean_exp(s * part) / (width * mean_exp(s * width))
+        return ratio * jnp.exp(-jnp.where(rising, s * (width - part), 0.0))
 
     def icdf(self, q: Any) -> Array:
         k = self.exponent + 1.0
         width = self._log_width()
-        # Solve part * psi(-k part) = q * width * psi(-k width): (e^{k part} - 1)/k = target.
-        target = q * width * mean_exp(-k * width)
-        ratio = k * target
-        small = jnp.abs(ratio) < 1e-30
-        part = jnp.where(small, target, jnp.log1p(ratio) / jnp.where(small, 1.0, k))
-        return jnp.exp(jnp.log(self.low) + jnp.clip(part, 0.0, width))
+        # The distance t from the edge where the density is largest, which has the share below:
+        # 1 - e^{-st} = share * (1 - e^{-s width}). With y = st, t = share * width psi(s width)/psi(y).
+        rising = k * width > 1.0
+        s = jnp.where(rising, k, -k)
+        share, rest = jnp.where(rising, 1.0 - q, q), jnp.where(rising, q, 1.0 - q)
+        target = share * width * mean_exp(s * width)
+        far = s * target > 0.5
+        y_near = -jnp.log1p(-jnp.where(far, 0.0, s * target))
+        y_far = -jnp.log(jnp.where(far, rest + share * jnp.exp(-s * width), 1.0))
+        t = jnp.clip(target / mean_exp(jnp.where(far, y_far, y_near)), 0.0, width)
+        return jnp.exp(jnp.log(self.low) + jnp.where(rising, width - t, t))
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         shape = sample_shape + self.batch_shape

@@ -145,12 +145,40 @@ class HierarchicalModel:
         return LogMarginal(value[0] + self.log_exposure, variance[0])
 
     def target(self) -> Target:
-        """The posterior of the free hyperparameters, for a sampler."""
+        """The posterior of the free hyperparameters, for a sampler.
+
+        Where the population has edges that move with the hyperparameters, the target also offers a
+        smooth version of itself for samplers that follow gradients (see `Samples.softened`).
+        """
         return Target(
             self.prior,
             lambda free, data: self.penalised_log_likelihood(self.prior.complete(free), data),
             data=self.data,
+            smooth=self._smooth_target if self._has_moving_edges() else None,
         )
+
+    def _smooth_target(self) -> Target:
+        parts = [
+            part.softened() if hasattr(part, "softened") else part
+            for part in (self.likelihood, self.selection)
+        ]
+        smooth = self.with_parts(*parts)
+        return Target(
+            self.prior,
+            lambda free, data: smooth.penalised_log_likelihood(self.prior.complete(free), data),
+            data=smooth.data,
+        )
+
+    def _has_moving_edges(self) -> bool:
+        """Whether the set of draws inside the population's support depends on the hyperparameters."""
+        points = self.prior.sample(jax.random.key(0), (8,))
+        for part in (p for p in self.data if hasattr(p, "inside")):
+            counts = jax.jit(lambda h, p: jax.lax.map(p.inside, h))(
+                jax.vmap(self.prior.complete)(points), part
+            )
+            if jnp.ptp(counts) > 0:
+                return True
+        return False
 
 
 class Target:
@@ -164,6 +192,7 @@ class Target:
         prior: distributions of the free parameters (and fixed or tied ones).
         log_likelihood: (free parameters by name, data) -> scalar.
         data: any pytree of arrays.
+        smooth: makes a smooth approximation of this target in the same coordinates, if it has jumps.
     """
 
     def __init__(
@@ -172,9 +201,11 @@ class Target:
         log_likelihood: Callable[[dict[str, Array], Any], Array],
         *,
         data: Any = None,
+        smooth: Callable[[], Target] | None = None,
     ):
         self.prior = prior
         self.data = data
+        self.smooth = smooth
         self._log_likelihood = log_likelihood
         self._transforms = {n: biject_to(d.support) for n, d in prior.free.items()}
         example = {
@@ -242,6 +273,7 @@ class _NumpyroTarget(Target):
         flat, self._unravel = ravel_pytree(info.param_info.z)
         self.dim = int(flat.size)
         self.data = None
+        self.smooth = None
         self.prior = Prior({})
         self._site_names = tuple(info.param_info.z)
 

@@ -143,18 +143,21 @@ def _spanning_objects(index: np.ndarray, rows_of: np.ndarray, rows: int, length:
     return Layout(length, np.array(segment), np.array(owner), np.array(start), spanning=True)
 
 
-def bandwidths(column: np.ndarray, neighbours: int) -> np.ndarray:
-    """Half the distance between the `neighbours`-th draws below and above each draw."""
-    order = np.argsort(column, kind="stable")
-    x = column[order]
-    k = min(neighbours, max(1, (len(x) - 1) // 2))
+def bandwidths(x: np.ndarray, owner: np.ndarray, neighbours: int) -> np.ndarray:
+    """Local spacing of the draws of each owner: half the mean distance to the `neighbours`-th ones.
+
+    `x` and `owner` are flat; the spacing of a draw is measured among draws of the same owner only.
+    """
+    order = np.lexsort((x, owner))
+    x_sorted, who = x[order], owner[order]
+    first = np.searchsorted(who, who, side="left")
+    last = np.searchsorted(who, who, side="right") - 1
     i = np.arange(len(x))
-    low, high = np.clip(i - k, 0, None), np.clip(i + k, None, len(x) - 1)
-    spread = (x[high] - x[low]) * (k / np.maximum(high - low, 1))
-    width = np.empty_like(spread)
-    # Repeated draws have no spacing; the smallest positive one keeps the kernel proper.
-    positive = spread[spread > 0]
-    width[order] = np.maximum(spread, positive.min() if positive.size else 1e-12)
+    low, high = np.maximum(i - neighbours, first), np.minimum(i + neighbours, last)
+    spread = 0.5 * (x_sorted[high] - x_sorted[low]) * (2 * neighbours / np.maximum(high - low, 1))
+    width = np.empty_like(x_sorted)
+    # Repeated draws have no spacing; a tiny one keeps the kernel proper.
+    width[order] = np.maximum(spread, 1e-9 * (np.abs(x_sorted) + 1.0))
     return width
 
 

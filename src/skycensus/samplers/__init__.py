@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from ..errors import InputError
 from ..model import Target
 from ..result import Result
 
@@ -25,6 +26,51 @@ class Sampler(Protocol):
     def run(self, target: Target, key: Any, *, progress: Progress | None = None) -> Result:
         """Sample `target`; all randomness comes from `key`."""
         ...
+
+
+# Numbers that the batch evaluated at a time may span: enough to keep both cores busy.
+_BATCH_NUMBERS = 2**18
+
+
+def evaluate(target: Target, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log likelihood and log prior at the points (n, dim), in batches.
+
+    Raises:
+        InputError: a log likelihood or prior that is NaN or +inf, naming the point.
+    """
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(target.data))
+    batch = int(np.clip(_BATCH_NUMBERS // max(numbers, 1), 1, 64))
+    # One compiled size for all calls: whole multiples of it, the rest repeats the last point.
+    size = 64 * max(1, 512 // 64)
+    padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
+    out = [_evaluate(target)(chunk, target.data, batch) for chunk in padded.reshape(-1, size, x.shape[1])]
+    log_l, log_p = (np.concatenate([np.asarray(o[i], float) for o in out])[: len(x)] for i in (0, 1))
+    require_numbers(target, x, log_l + log_p)
+    return log_l, log_p
+
+
+def _evaluate(target: Target) -> Callable[..., Any]:
+    if not hasattr(target, "_evaluate"):
+
+        def both(points: Any, data: Any, batch: int) -> Any:
+            one = lambda p: (target.log_likelihood(p, data), target.log_prior(p))  # noqa: E731
+            return jax.lax.map(one, points, batch_size=batch)
+
+        target._evaluate = jax.jit(both, static_argnums=2)
+    return target._evaluate
+
+
+def require_numbers(target: Target, x: np.ndarray, log_density: np.ndarray) -> None:
+    """Raise `InputError` naming the first point whose log density is NaN or +inf."""
+    bad = np.flatnonzero(np.isnan(log_density) | (log_density == np.inf))
+    if bad.size:
+        values = target.constrain(x[bad[0]])
+        point = ", ".join(f"{name}={np.asarray(v):.8g}" for name, v in values.items() if np.ndim(v) == 0)
+        raise InputError(
+            f"the log density is {log_density[bad[0]]} at {point or x[bad[0]]} ({bad.size} of "
+            f"{len(x)} points): the model is broken there; evaluate it at this point and mend it, "
+            "or keep the prior away."
+        )
 
 
 def named_draws(target: Target, x: Any) -> dict[str, np.ndarray]:
@@ -41,8 +87,7 @@ def named_draws(target: Target, x: Any) -> dict[str, np.ndarray]:
     return draws
 
 
-from .flow_mcmc import FlowMCMC  # noqa: E402
 from .importance import ImportanceSampler  # noqa: E402
 from .nuts import NUTS  # noqa: E402
 
-__all__ = ["NUTS", "FlowMCMC", "ImportanceSampler", "Progress", "Sampler", "named_draws"]
+__all__ = ["NUTS", "FlowMCMC", "ImportanceSampler", "Progress", "Sampler", "evaluate", "named_draws"]

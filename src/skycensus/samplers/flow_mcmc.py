@@ -1,0 +1,639 @@
+r"""Flow-enhanced Markov chain Monte Carlo, from flowMC."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..diagnostics import REMEDIES, Problem, Status, diagnose, kish, pareto_k
+from ..errors import InputError, did_you_mean
+from ..model import Target
+from ..result import Result
+from . import Progress, evaluate, named_draws, require_numbers
+
+# Acceptance that each kind of local step works best at (Roberts & Rosenthal 2001; Beskos et al.
+# 2013 give 0.65 for trajectories, and a little more costs less than a little less).
+GOAL_ACCEPTANCE = {"hmc": 0.75, "mala": 0.574, "random_walk": 0.3}
+
+# Beyond this many standard deviations of the pilot a log density that is not a number comes from a
+# trajectory that ran away, not from the model.
+FAR = 30.0
+
+_COUNTS = (
+    *("num_chains", "num_training_loops", "num_production_loops", "num_local_steps"),
+    *("num_global_steps", "local_thinning", "global_thinning", "num_leapfrog", "num_layers"),
+    *("num_bins", "num_epochs", "batch_size", "max_examples", "history_window"),
+    *("proposal_batch_size", "num_start", "num_particles"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMCMC:
+    r"""Local steps alternating with independent proposals of a normalizing flow that learns.
+
+    Each loop moves every chain by `num_local_steps` of a local kernel and then proposes
+    `num_global_steps` draws $x' \sim q$ of a flow $q$ with density known, accepted with
+
+    $$\min\left\{1, \frac{p(x')\, q(x)}{p(x)\, q(x')}\right\}.$$
+
+    In the training loops $q$ is fitted to the chains by maximum likelihood after the local steps;
+    in the production loops, whose draws are returned, everything is fixed and both moves leave $p$
+    invariant. (Gabrié, Rotskoff & Vanden-Eijnden 2022, PNAS 119, e2109420119, arXiv:2105.12603;
+    Wong, Gabrié & Foreman-Mackey 2023, JOSS 8, 5021, arXiv:2211.06397.)
+
+    All happens in coordinates $y = S^{-1}(x - c)$ of the target's unconstrained space. Centre $c$,
+    covariance $S S^\top$ and the starts of the chains come from a pilot: prior draws carried to the
+    posterior by tempering, $\pi(x) L(x)^\beta$ with $\beta$ rising to one, resampling and random
+    walks (Del Moral, Doucet & Jasra 2006, JRSS B 68, 411). Step sizes are thus in units of
+    posterior standard deviations, and no chain starts where the density is zero.
+
+    A target whose likelihood jumps (hard edges) is sampled as it is: only the direction of the
+    local steps comes from the gradient of its smooth version, which leaves the acceptance exact.
+
+    The evidence is the importance-sampling estimate with `num_flow_draws` fresh draws of the flow,
+    given where their weights have a Pareto $\hat k \le 0.7$.
+
+    GWKokab's names for the same (bundle_config): n_chains, n_training_loops, n_production_loops,
+    n_local_steps, n_global_steps, n_leapfrog, n_epochs: num_ for n_; local_sampler_name:
+    local_sampler; condition_matrix (earlier mass_matrix): mass_matrix; n_max_examples:
+    max_examples; n_NFproposal_batch_size: proposal_batch_size; rq_spline_hidden_units, _n_bins,
+    _n_layers, _range: hidden_units, num_bins, num_layers, spline_range; data_dump.n_samples:
+    num_flow_draws; verbose: the argument `progress` of `run`; all others have the same name.
+
+    Args:
+        num_chains, num_training_loops, num_production_loops: as above.
+        num_local_steps, num_global_steps: steps of each kind in a loop.
+        local_thinning, global_thinning: of these, every so manieth is kept.
+        local_sampler: "hmc", "mala" (Langevin) or "random_walk" (no gradient).
+        step_size: in posterior standard deviations, the first guess; by default the best for a
+            Gaussian of this dimension.
+        adapt_step_size: tune it to the acceptance rate in the training loops.
+        num_leapfrog: inner leapfrog steps of "hmc". A trajectory is num_leapfrog + 1 steps; the
+            tuned step keeps it within $\pi/2$, where a Gaussian forgets its start (at $\pi$ it
+            would return to the mirror point).
+        mass_matrix: diagonal of the inverse mass of "hmc" in the coordinates $y$, where one is
+            right; a number or one for each dimension.
+        num_layers, hidden_units, num_bins, spline_range: of the rational-quadratic spline flow.
+        learning_rate, num_epochs, batch_size: of its training, in each loop.
+        max_examples, history_window: it learns from so many points among the last so many of
+            every chain.
+        chain_batch_size: chains moved together, to save memory; 0 is all of them.
+        proposal_batch_size: flow proposals of a chain evaluated together.
+        num_start: prior draws that the pilot starts from.
+        num_particles: points that the pilot carries.
+        num_flow_draws: draws behind the evidence; 0 for none.
+        edges: "auto" as above; "sharp" takes the gradient of the jumping likelihood itself.
+
+    Raises:
+        InputError: settings that make no sense, all named at once.
+    """
+
+    num_chains: int = 20
+    num_training_loops: int = 10
+    num_production_loops: int = 10
+    num_local_steps: int = 20
+    num_global_steps: int = 50
+    local_thinning: int = 1
+    global_thinning: int = 1
+    local_sampler: Literal["hmc", "mala", "random_walk"] = "hmc"
+    step_size: float | None = None
+    adapt_step_size: bool = True
+    num_leapfrog: int = 3
+    mass_matrix: float | Sequence[float] = 1.0
+    num_layers: int = 4
+    hidden_units: Sequence[int] = (32, 32)
+    num_bins: int = 8
+    spline_range: Sequence[float] = (-10.0, 10.0)
+    learning_rate: float = 3e-3
+    num_epochs: int = 8
+    batch_size: int = 1000
+    max_examples: int = 5000
+    history_window: int = 200
+    chain_batch_size: int = 0
+    proposal_batch_size: int = 10
+    num_start: int = 2048
+    num_particles: int = 512
+    num_flow_draws: int = 2048
+    edges: Literal["auto", "sharp"] = "auto"
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)!r} must be a whole number, 1 or more"
+            for name in _COUNTS
+            if not _is_count(getattr(self, name), 1)
+        ]
+        problems += [
+            f"{name}={getattr(self, name)!r} must be a whole number, 0 or more"
+            for name in ("chain_batch_size", "num_flow_draws")
+            if not _is_count(getattr(self, name), 0)
+        ]
+        if not problems:
+            problems += [
+                f"{kind}_thinning={thinning} keeps none of num_{kind}_steps={steps}; lower it"
+                for kind, thinning, steps in (
+                    ("local", self.local_thinning, self.num_local_steps),
+                    ("global", self.global_thinning, self.num_global_steps),
+                )
+                if thinning > steps
+            ]
+        problems += list(self._other_problems())
+        if problems:
+            raise InputError("\n".join(f"sampler: {problem}." for problem in problems))
+
+    def _other_problems(self) -> Any:
+        if self.local_sampler not in GOAL_ACCEPTANCE:
+            known = f"{did_you_mean(self.local_sampler, GOAL_ACCEPTANCE)}; use one of "
+            yield f"local_sampler={self.local_sampler!r} is not known{known}{[*GOAL_ACCEPTANCE]}"
+        if self.edges not in ("auto", "sharp"):
+            yield f"edges={self.edges!r} is not known; use 'auto' or 'sharp'"
+        if self.step_size is not None and not 0 < self.step_size < math.inf:
+            yield f"step_size={self.step_size} must be positive, or None"
+        if not 0 < self.learning_rate < math.inf:
+            yield f"learning_rate={self.learning_rate} must be positive"
+        if not np.all(np.asarray(self.mass_matrix, float) > 0):
+            yield f"mass_matrix={self.mass_matrix} must be positive"
+        if len(self.spline_range) != 2 or not self.spline_range[0] < self.spline_range[1]:
+            yield f"spline_range={self.spline_range} must be two numbers, the lower one first"
+        if not self.hidden_units or not all(_is_count(n, 1) for n in self.hidden_units):
+            yield f"hidden_units={self.hidden_units} must be numbers of units, one for each layer"
+
+    # ---- the run -----------------------------------------------------------------------------
+
+    def run(self, target: Target, key: Any, *, progress: Progress | None = None) -> Result:
+        """Sample `target`; see the class and `skycensus.samplers.Sampler`.
+
+        `measures` has the acceptance rates of both kinds of steps, the step size and the number of
+        likelihoods; `sample_stats` has for each draw the log density `lp`, `log_likelihood`, the
+        acceptance rate since the draw before it, and whether the step was global. A log density of
+        NaN or +inf on the way ends the run; the status then names the point.
+
+        Raises:
+            InputError: no prior draw with a likelihood, a log density that is NaN or +inf where
+                the pilot looks, or a gradient that is NaN at a start; the point is named.
+        """
+        pilot_key, build_key, run_key, flow_key = jax.random.split(key, 4)
+        pilot = _pilot(self, target, _generator(pilot_key), progress)
+        force = target
+        if self.edges == "auto" and target.smooth is not None and self._uses_gradient:
+            force = target.smooth()
+        log_density, data = _whitened(target, force, pilot)
+        y = jnp.asarray(np.linalg.solve(pilot.scale, (pilot.start - pilot.center).T).T)
+        if self._uses_gradient:
+            _require_gradients(target, log_density, data, y, pilot.start)
+        chains = _build(self, build_key, log_density, target.dim)
+
+        loops = [*([True] * self.num_training_loops), *([False] * self.num_production_loops)]
+        for number, training in enumerate(loops):
+            if number in (0, self.num_training_loops):
+                self._clear(chains, self._stored * loops.count(training), target.dim)
+            run_key, y = self._loop(chains, run_key, y, data, number, training)
+            if progress:
+                progress(number + 1, len(loops), "training" if training else "sampling")
+            if np.any(np.asarray(chains.resources["log_density"].data) == np.inf):
+                break
+        return self._result(target, pilot, chains, flow_key, len(loops[: number + 1]))
+
+    @property
+    def _uses_gradient(self) -> bool:
+        return self.local_sampler != "random_walk"
+
+    @property
+    def _stored(self) -> int:
+        """Draws of a chain that a loop leaves."""
+        local = self.num_local_steps // self.local_thinning
+        return local + self.num_global_steps // self.global_thinning
+
+    def _clear(self, chains: _Chains, length: int, dim: int) -> None:
+        """Empty buffers for a phase of `length` draws a chain."""
+        from flowMC.resource.buffers import Buffer
+
+        shapes = {"positions": (dim,), "log_density": (), "acceptance": ()}
+        for name, shape in shapes.items():
+            buffer = Buffer(name, (self.num_chains, length, *shape), 1)
+            chains.resources[name] = buffer
+        chains.local_steps.set_current_position(0)
+
+    def _loop(
+        self, chains: _Chains, key: Any, y: Any, data: Any, number: int, training: bool
+    ) -> tuple[Any, Any]:
+        """One loop of local steps, training and tuning where wanted, and global steps."""
+        resources = chains.resources
+        begin = chains.local_steps.current_position
+        key, resources, y = chains.local_steps(key, resources, y, data)
+        end = chains.local_steps.current_position
+        if training and self.adapt_step_size:
+            accepted = float(resources["acceptance"].data[:, begin:end].mean())
+            self._tune(resources, accepted, number)
+        if training:
+            key, resources, y = chains.training(key, resources, y, data)
+            resources["global_kernel"] = eqx.tree_at(
+                lambda kernel: kernel.model, resources["global_kernel"], resources["flow"]
+            )
+        chains.global_steps.set_current_position(end)
+        key, resources, y = chains.global_steps(key, resources, y, data)
+        chains.local_steps.set_current_position(chains.global_steps.current_position)
+        return key, y
+
+    def _tune(self, resources: dict[str, Any], accepted: float, number: int) -> None:
+        """Move the log of the step size by the acceptance in excess (Robbins & Monro 1951)."""
+        gain = 2.0 / (1 + number) ** 0.6
+        kernel = resources["local_kernel"]
+        excess = accepted - GOAL_ACCEPTANCE[self.local_sampler]
+        step = jnp.minimum(kernel.step_size * math.exp(gain * excess), self._longest_step)
+        resources["local_kernel"] = eqx.tree_at(lambda k: k.step_size, kernel, step)
+
+    @property
+    def _longest_step(self) -> float:
+        if self.local_sampler != "hmc":
+            return math.inf
+        fastest = math.sqrt(float(np.max(self.mass_matrix)))
+        return 0.5 * math.pi / ((self.num_leapfrog + 1) * fastest)
+
+    def _first_step(self, dim: int) -> float:
+        """The step with the best acceptance in a standard normal of this dimension."""
+        if self.step_size is not None:
+            return float(self.step_size)
+        best = {"hmc": 1.2 * dim**-0.25, "mala": 1.65 * dim ** (-1 / 6), "random_walk": 2.38 * dim**-0.5}
+        return min(best[self.local_sampler], self._longest_step)
+
+    # ---- what comes out ----------------------------------------------------------------------
+
+    def _result(
+        self, target: Target, pilot: _Pilot, chains: _Chains, key: Any, num_loops: int
+    ) -> Result:
+        used = chains.local_steps.current_position
+        y, log_density, acceptance = (
+            np.asarray(chains.resources[name].data, float)[:, :used]
+            for name in ("positions", "log_density", "acceptance")
+        )
+        x = pilot.center + y @ pilot.scale.T
+        draws = named_draws(target, x)
+        is_global = np.arange(used) % self._stored >= self.num_local_steps // self.local_thinning
+        log_prior = np.asarray(jax.jit(jax.vmap(jax.vmap(target.log_prior)))(x), float)
+        stats = {
+            "lp": log_density,
+            "log_likelihood": log_density - log_prior,
+            "acceptance": acceptance,
+            "global_step": np.broadcast_to(is_global, acceptance.shape),
+        }
+        problems = []
+        trapped = np.argwhere(log_density == np.inf)
+        evidence: dict[str, float | None] = {}
+        measures = {
+            "local_acceptance": float(acceptance[:, ~is_global].mean()),
+            "global_acceptance": float(acceptance[:, is_global].mean()),
+            "step_size": float(np.mean(chains.resources["local_kernel"].step_size)),
+            "num_likelihoods": self._cost(pilot, num_loops),
+        }
+        if len(trapped):
+            problems.append(_not_a_number(target, x[tuple(trapped[0])]))
+        elif self.num_flow_draws:
+            evidence = self._evidence(target, pilot, chains.resources["flow"], key, measures, problems)
+        status = _own_words(diagnose(draws, stats, prior_bounds=target.prior.bounds()))
+        return Result(
+            draws,
+            status.plus(*problems) if problems else status,
+            sample_stats=stats,
+            measures=measures,
+            **evidence,
+        )
+
+    def _evidence(
+        self,
+        target: Target,
+        pilot: _Pilot,
+        flow: Any,
+        key: Any,
+        measures: dict[str, float],
+        problems: list[Problem],
+    ) -> dict[str, float | None]:
+        r"""$\ln \hat Z$ of $w_s = p(x_s) / q(x_s)$ over draws of the flow, and its error."""
+        y = eqx.filter_jit(flow.sample)(key, self.num_flow_draws)
+        # The flow is a density of y; the target one of x.
+        log_q = np.asarray(eqx.filter_jit(flow.log_prob)(y), float)
+        log_q = log_q - np.linalg.slogdet(pilot.scale)[1]
+        x = pilot.center + np.asarray(y, float) @ pilot.scale.T
+        try:
+            log_likelihood, log_prior = evaluate(target, x)
+        except InputError as error:
+            problems.append(Problem("nan_likelihood", str(error)))
+            return {}
+        log_weight = log_likelihood + log_prior - log_q
+        measures["num_likelihoods"] += len(x)
+        if not np.isfinite(log_weight).any():
+            return {}
+        measures["flow_k_hat"] = k_hat = pareto_k(log_weight)
+        measures["flow_efficiency"] = (n_eff := kish(log_weight)) / len(x)
+        if not k_hat <= 0.7:
+            return {}
+        return {
+            "log_evidence": float(np.logaddexp.reduce(log_weight) - np.log(len(x))),
+            "log_evidence_error": math.sqrt(max(1 / n_eff - 1 / len(x), 0.0)),
+        }
+
+    def _cost(self, pilot: _Pilot, num_loops: int) -> int:
+        """Evaluations of the likelihood, each with a gradient counted once."""
+        per_step = {"hmc": self.num_leapfrog + 3, "mala": 2, "random_walk": 1}[self.local_sampler]
+        loop = self.num_local_steps * per_step + self.num_global_steps
+        return pilot.used + self.num_chains * num_loops * loop
+
+
+def _is_count(value: Any, lowest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+
+
+def _generator(key: Any) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
+
+
+def _not_a_number(target: Target, x: np.ndarray) -> Problem:
+    log_density = np.asarray(jax.jit(target.log_density)(x), float)
+    try:
+        require_numbers(target, x[None], log_density[None])
+    except InputError as error:
+        return Problem("nan_likelihood", str(error))
+    # It was not a number inside the compiled chain, and is one by itself: rounding at an edge.
+    return Problem("nan_likelihood", f"the log density was not a number near {target.constrain(x)}.")
+
+
+def _own_words(status: Status) -> Status:
+    """The status with remedies that name the settings of this sampler."""
+    own = {
+        "r_hat": "the chains have not mixed: raise num_training_loops, so that the flow learns "
+        "every mode, or num_production_loops",
+        "ess": "raise num_production_loops",
+    }
+    problems = tuple(
+        Problem(p.kind, p.message.replace(REMEDIES[p.kind], own.get(p.kind, REMEDIES[p.kind])))
+        for p in status.problems
+    )
+    return Status(status.converged, problems, status.notes)
+
+
+# ---- the pilot: starts and scales ----------------------------------------------------------------
+
+
+class _Pilot(NamedTuple):
+    """Starts (chain, dim), centre (dim,) and scale S (dim, dim), and evaluations spent."""
+
+    start: np.ndarray
+    center: np.ndarray
+    scale: np.ndarray
+    used: int
+
+
+def _pilot(
+    settings: FlowMCMC, target: Target, rng: np.random.Generator, progress: Progress | None
+) -> _Pilot:
+    """Carry prior draws to the posterior by tempering, and take starts and covariance from there."""
+    key = jax.random.key(int(rng.integers(2**31)))
+    x = np.asarray(target.sample_prior(key, settings.num_start), float)
+    # A draw on the very edge of the prior is infinitely far away in unconstrained coordinates.
+    x = x[np.isfinite(x).all(axis=1)]
+    log_l, log_p = evaluate(target, x)
+    good = np.isfinite(log_l + log_p)
+    if not good.any():
+        raise InputError(
+            f"none of {settings.num_start} prior draws has a likelihood above zero: every one "
+            "leaves some object outside the population; use a prior nearer to the data, or raise "
+            "num_start."
+        )
+    x, log_l, log_p = x[good], log_l[good], log_p[good]
+    wide = np.var(x, axis=0) if len(x) > 1 else np.ones(target.dim)
+    num = max(settings.num_particles, settings.num_chains)
+    used, beta, size = settings.num_start, 0.0, 2.38 / math.sqrt(target.dim)
+    stage, moves = 0, 3
+    while beta < 1.0:
+        beta, log_weight = _next_temperature(beta, log_l, goal=0.5 * num)
+        chosen = _resample(rng, log_weight, num)
+        x, log_l, log_p = x[chosen], log_l[chosen], log_p[chosen]
+        # At the posterior itself, enough to forget the last resampling.
+        moves = 3 if beta < 1.0 else 15
+        for move in range(moves):
+            if move % 3 == 0:
+                step = _scale(x, wide)
+            proposal = x + size * rng.standard_normal(x.shape) @ step.T
+            new_l, new_p = evaluate(target, proposal)
+            log_ratio = beta * (new_l - log_l) + new_p - log_p
+            accept = np.log(rng.random(num)) < log_ratio
+            x[accept], log_l[accept], log_p[accept] = proposal[accept], new_l[accept], new_p[accept]
+            size *= math.exp(accept.mean() - GOAL_ACCEPTANCE["random_walk"])
+        used += moves * num
+        stage += 1
+        if progress:
+            progress(int(100 * beta), 100, f"pilot (temperature {beta:.2g})")
+    start = x[rng.choice(num, settings.num_chains, replace=False)]
+    return _Pilot(start, x.mean(axis=0), _scale(x, wide), used)
+
+
+def _next_temperature(
+    beta: float, log_l: np.ndarray, *, goal: float
+) -> tuple[float, np.ndarray]:
+    """The largest power of the likelihood that leaves `goal` effective points, and the weights."""
+
+    def log_weight(b: float) -> np.ndarray:
+        return (b - beta) * (log_l - log_l.max())
+
+    goal = min(goal, 0.5 * len(log_l))
+    if kish(log_weight(1.0)) >= goal:
+        return 1.0, log_weight(1.0)
+    # In the logarithm, because a sharp likelihood starts at powers as small as its inverse.
+    low, high = -40.0, math.log1p(-beta) if beta > 0 else 0.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        enough = kish(log_weight(beta + math.exp(middle))) >= goal
+        low, high = (middle, high) if enough else (low, middle)
+    found = beta + math.exp(low)
+    return found, log_weight(found)
+
+
+def _resample(rng: np.random.Generator, log_weight: np.ndarray, num: int) -> np.ndarray:
+    """Systematic resampling: indices of `num` points."""
+    cumulative = np.cumsum(np.exp(log_weight - log_weight.max()))
+    points = (rng.random() + np.arange(num)) / num * cumulative[-1]
+    return np.minimum(np.searchsorted(cumulative, points), len(log_weight) - 1)
+
+
+def _scale(x: np.ndarray, wide: np.ndarray) -> np.ndarray:
+    """A Cholesky factor of the covariance of `x`, kept regular by a little of the prior's."""
+    covariance = np.cov(x.T).reshape(x.shape[1], x.shape[1])
+    few = len(np.unique(x, axis=0)) <= 2 * x.shape[1]
+    share = 1e-2 if few else 1e-13
+    regular = share * wide + 1e-9 * np.diag(covariance)
+    return np.linalg.cholesky(covariance + np.diag(regular))
+
+
+# ---- flowMC --------------------------------------------------------------------------------------
+
+
+class _Chains(NamedTuple):
+    """What flowMC works with: named resources, and the strategies that change them."""
+
+    resources: dict[str, Any]
+    local_steps: Any
+    training: Any
+    global_steps: Any
+
+
+def _whitened(
+    target: Target, force: Target, pilot: _Pilot
+) -> tuple[Callable[[Any, Any], Any], dict[str, Any]]:
+    r"""The log density of $y$ (up to a constant) as flowMC wants it, and the data it takes.
+
+    Its gradient is that of `force`: a Metropolis step is exact with any field of directions that
+    depends on the point alone. A value that is no number becomes $+\infty$, so that a chain that
+    meets it stays there and the run can name the point; a Metropolis step would refuse it silently.
+    """
+    arrays, statics = zip(*(_split(t.data) for t in (target, force)), strict=True)
+    data = {
+        "center": jnp.asarray(pilot.center),
+        "scale": jnp.asarray(pilot.scale),
+        "target": arrays[0],
+        "force": arrays[1] if force is not target else None,
+    }
+
+    def value_of(y: Any, data: Any) -> Any:
+        x = data["center"] + data["scale"] @ y
+        return target.log_density(x, eqx.combine(data["target"], statics[0]))
+
+    def force_of(y: Any, data: Any) -> Any:
+        if force is target:
+            return value_of(y, data)
+        x = data["center"] + data["scale"] @ y
+        return force.log_density(x, eqx.combine(data["force"], statics[1]))
+
+    def guarded(value: Any, y: Any) -> Any:
+        broken = jnp.isnan(value) | (value == jnp.inf)
+        trap = jnp.where(jnp.all(jnp.abs(y) < FAR), jnp.inf, -jnp.inf)
+        return jnp.where(broken, trap, value)
+
+    @jax.custom_vjp
+    def log_density(y: Any, data: Any) -> Any:
+        return guarded(value_of(y, data), y)
+
+    def forward(y: Any, data: Any) -> tuple[Any, Any]:
+        height, slope = jax.value_and_grad(force_of)(y, data)
+        value = height if force is target else value_of(y, data)
+        # Where there is no density there is no slope either, and a trajectory coasts.
+        return guarded(value, y), jnp.where(jnp.isfinite(height), slope, 0.0)
+
+    log_density.defvjp(forward, lambda slope, cotangent: (cotangent * slope, None))
+    return log_density, data
+
+
+def _split(data: Any) -> tuple[Any, Any]:
+    """The arrays of `data`, which flowMC carries through its loops, and all the rest."""
+    is_array = lambda leaf: isinstance(leaf, (jax.Array, np.ndarray))  # noqa: E731
+    arrays, rest = eqx.partition(data, is_array)
+    return jax.tree.map(jnp.asarray, arrays), rest
+
+
+def _require_gradients(
+    target: Target, log_density: Any, data: Any, y: Any, start: np.ndarray
+) -> None:
+    gradient = jax.jit(lambda y, data: jax.lax.map(lambda one: jax.grad(log_density)(one, data), y))
+    broken = np.flatnonzero(~np.isfinite(np.asarray(gradient(y, data))).all(axis=1))
+    if broken.size:
+        at = target.constrain(jnp.asarray(start[broken[0]]))
+        point = ", ".join(f"{k}={np.asarray(v):.8g}" for k, v in at.items() if np.ndim(v) == 0)
+        raise InputError(
+            f"the gradient of the log density is not finite at {point} ({broken.size} of {len(y)} "
+            "starts), though its value is: mend the model there, or use "
+            "local_sampler='random_walk', which needs no gradient."
+        )
+
+
+def _local_kernel(settings: FlowMCMC, dim: int) -> Any:
+    from flowMC.resource.kernel.Gaussian_random_walk import GaussianRandomWalk
+    from flowMC.resource.kernel.HMC import HMC
+    from flowMC.resource.kernel.MALA import MALA
+
+    step = settings._first_step(dim)
+    if settings.local_sampler == "mala":
+        return MALA(step_size=jnp.full(dim, step))
+    if settings.local_sampler == "random_walk":
+        return GaussianRandomWalk(step_size=jnp.full(dim, step))
+    mass = np.asarray(settings.mass_matrix, float)
+    if mass.ndim and mass.shape != (dim,):
+        raise InputError(
+            f"sampler: mass_matrix has {mass.size} numbers for {dim} parameters; give one number, "
+            "or one for each parameter."
+        )
+    # An array, because a step size that is a Python number would compile anew each time it changes.
+    return HMC(
+        condition_matrix=jnp.broadcast_to(jnp.asarray(mass), (dim,)),
+        step_size=jnp.asarray(step),  # type: ignore[arg-type]
+        n_leapfrog=settings.num_leapfrog,
+    )
+
+
+def _build(settings: FlowMCMC, key: Any, log_density: Any, dim: int) -> _Chains:
+    """flowMC's kernels, flow and strategies for these settings."""
+    from flowMC.resource.kernel.NF_proposal import NFProposal
+    from flowMC.resource.logPDF import LogPDF
+    from flowMC.resource.model.nf_model.rqSpline import MaskedCouplingRQSpline
+    from flowMC.resource.optimizer import Optimizer
+    from flowMC.resource.states import State
+    from flowMC.strategy.take_steps import TakeGroupSteps, TakeSerialSteps
+    from flowMC.strategy.train_model import TrainModel
+
+    low, high = settings.spline_range
+    flow = MaskedCouplingRQSpline(
+        dim,
+        settings.num_layers,
+        list(settings.hidden_units),
+        settings.num_bins,
+        key,
+        spline_range=(float(low), float(high)),
+    )
+    # Some parameters start weakly typed and do not stay so, and all would compile twice.
+    flow = jax.tree.map(lambda a: a.astype(a.dtype) if eqx.is_inexact_array(a) else a, flow)
+    buffers = ["positions", "log_density", "acceptance"]
+    resources: dict[str, Any] = {
+        "target": LogPDF(log_density, n_dims=dim),
+        "local_kernel": _local_kernel(settings, dim),
+        "global_kernel": NFProposal(flow, n_NFproposal_batch_size=settings.proposal_batch_size),
+        "flow": flow,
+        "optimizer": Optimizer(model=flow, learning_rate=settings.learning_rate),
+        # flowMC looks up the names of the buffers in a state.
+        "state": State({name: name for name in buffers}, name="state"),
+    }
+    # Whole windows of thinning, because flowMC's buffers have room for no more.
+    local_thinning, global_thinning = settings.local_thinning, settings.global_thinning
+    return _Chains(
+        resources,
+        TakeSerialSteps(
+            "target",
+            "local_kernel",
+            "state",
+            buffers,
+            settings.num_local_steps // local_thinning * local_thinning,
+            thinning=local_thinning,
+            chain_batch_size=settings.chain_batch_size,
+        ),
+        TrainModel(
+            "flow",
+            "positions",
+            "optimizer",
+            n_epochs=settings.num_epochs,
+            batch_size=settings.batch_size,
+            n_max_examples=settings.max_examples,
+            history_window=settings.history_window,
+        ),
+        TakeGroupSteps(
+            "target",
+            "global_kernel",
+            "state",
+            buffers,
+            settings.num_global_steps // global_thinning * global_thinning,
+            thinning=global_thinning,
+            chain_batch_size=settings.chain_batch_size,
+        ),
+    )

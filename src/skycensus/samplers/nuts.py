@@ -1,0 +1,152 @@
+r"""The No-U-Turn sampler, from NumPyro."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer import MCMC
+from numpyro.infer import NUTS as Kernel
+
+from ..diagnostics import diagnose, effective_sample_size, pareto_smooth
+from ..errors import InputError
+from ..model import Target
+from ..result import Result
+from . import Progress, evaluate, named_draws, require_numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class NUTS:
+    r"""Hamiltonian Monte Carlo with self-tuned trajectories (Hoffman & Gelman 2014), by NumPyro.
+
+    A target whose likelihood jumps where an edge of the population passes a draw cannot be followed
+    by gradients. The chains then follow its smooth version, and the draws carry the importance
+    weights $L / L_\mathrm{smooth}$, Pareto-smoothed, whose tail shape $\hat k$ is in the status.
+
+    Args:
+        num_warmup, num_samples, num_chains, thinning: per chain, NumPyro's words.
+        chain_method: "vectorized" (all at once), "parallel" (one per device) or "sequential".
+        dense_mass: a full mass matrix; else a diagonal one.
+        max_tree_depth: doublings of a trajectory at most.
+        target_accept_prob: step-size goal; nearer to one takes smaller steps.
+        start: parameters by name at which all chains start, or one mapping per chain; else points
+            of high posterior density among `num_start` prior draws.
+        edges: "auto" as above, "sharp" to follow the jumping likelihood regardless.
+        jit_model_args: accepted for NumPyro's sake; data are always arguments here.
+    """
+
+    num_warmup: int = 500
+    num_samples: int = 1000
+    num_chains: int = 4
+    thinning: int = 1
+    chain_method: Literal["vectorized", "parallel", "sequential"] = "vectorized"
+    dense_mass: bool = True
+    max_tree_depth: int = 10
+    target_accept_prob: float = 0.8
+    start: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    num_start: int = 512
+    edges: Literal["auto", "sharp"] = "auto"
+    jit_model_args: bool = True
+
+    def run(self, target: Target, key: Any, *, progress: Progress | None = None) -> Result:
+        """Sample `target`; see the class and `skycensus.samplers.Sampler`.
+
+        Raises:
+            InputError: start values without density, or a log density that is NaN (the point is named).
+        """
+        followed = target
+        if self.edges == "auto" and target.smooth is not None:
+            followed = target.smooth()
+        start_key, run_key = jax.random.split(key)
+        start = self._start(followed, start_key)
+
+        def model(data: Any) -> None:
+            x = numpyro.sample("x", dist.ImproperUniform(dist.constraints.real_vector, (), (target.dim,)))
+            numpyro.factor("log_density", followed.log_density(x, data))
+
+        kernel = Kernel(
+            model,
+            dense_mass=self.dense_mass,
+            max_tree_depth=self.max_tree_depth,
+            target_accept_prob=self.target_accept_prob,
+        )
+        mcmc = MCMC(
+            kernel,
+            num_warmup=self.num_warmup,
+            num_samples=self.num_samples,
+            num_chains=self.num_chains,
+            thinning=self.thinning,
+            chain_method=self.chain_method,
+            progress_bar=progress is not None,
+            jit_model_args=True,
+        )
+        fields = ("diverging", "num_steps", "accept_prob", "potential_energy")
+        init = {"x": start if self.num_chains > 1 else start[0]}
+        mcmc.run(run_key, followed.data, init_params=init, extra_fields=fields)
+        x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"], float)
+        extra = {k: np.asarray(v) for k, v in mcmc.get_extra_fields(group_by_chain=True).items()}
+        return self._result(target, followed, x, extra)
+
+    def _start(self, target: Target, key: Any) -> jax.Array:
+        if self.start is not None:
+            given = [self.start] if isinstance(self.start, Mapping) else list(self.start)
+            points = np.array([np.asarray(target.unconstrain(g)) for g in given])
+            points = points[np.arange(self.num_chains) % len(points)]
+            log_l, log_p = evaluate(target, points)
+            if not np.all(np.isfinite(log_l + log_p)):
+                raise InputError(
+                    "the start values have no posterior density: give start values inside the "
+                    "support of the prior and the population."
+                )
+            return jnp.asarray(points)
+        x = np.asarray(target.sample_prior(key, self.num_start))
+        log_l, _ = evaluate(target, x)
+        good = np.isfinite(log_l)
+        if not good.any():
+            raise InputError(
+                f"none of {self.num_start} prior draws has a likelihood: every one leaves some "
+                "object outside the population; give start values, or a prior nearer to the data."
+            )
+        # The best of the prior draws, one for each chain: different, and none hopeless.
+        best = np.argsort(np.where(good, -log_l, np.inf))[: self.num_chains]
+        return jnp.asarray(x[best[np.arange(self.num_chains) % max(1, min(len(best), good.sum()))]])
+
+    def _result(
+        self, target: Target, followed: Target, x: np.ndarray, extra: dict[str, np.ndarray]
+    ) -> Result:
+        flat = x.reshape(-1, x.shape[-1])
+        require_numbers(target, flat, -extra["potential_energy"].reshape(-1))
+        draws = named_draws(target, x)
+        log_l, _ = evaluate(target, flat)
+        log_weight, k_hat = None, None
+        if followed is not target:
+            ratio = log_l - evaluate(followed, flat)[0]
+            efficiency = min(
+                min(1.0, effective_sample_size(d, kind="bulk") / d.size) for d in draws.values()
+            )
+            log_weight, k_hat = pareto_smooth(ratio, relative_efficiency=efficiency)
+            log_weight = log_weight.reshape(x.shape[:2])
+        stats = {
+            "diverging": extra["diverging"],
+            "num_steps": extra["num_steps"],
+            "accept_prob": extra["accept_prob"],
+            "log_likelihood": log_l.reshape(x.shape[:2]),
+        }
+        status = diagnose(
+            draws,
+            stats,
+            log_weight,
+            k_hat=k_hat,
+            prior_bounds=target.prior.bounds(),
+            max_tree_depth=self.max_tree_depth,
+        )
+        measures = {"num_likelihoods": int(extra["num_steps"].sum())}
+        if k_hat is not None:
+            measures["k_hat"] = k_hat
+        return Result(draws, status, log_weight=log_weight, sample_stats=stats, measures=measures)

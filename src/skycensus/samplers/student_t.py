@@ -1,0 +1,126 @@
+r"""Mixtures of multivariate Student-t densities, fitted to weighted points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import gammaln, logsumexp
+
+
+@dataclass(frozen=True)
+class StudentTMixture:
+    r"""$q(x) = \sum_k w_k\, t_\nu(x \mid \mu_k, \Sigma_k)$ in `dim` dimensions.
+
+    Shapes: `weight` (k,), `loc` (k, dim), `cholesky` (k, dim, dim) lower triangular.
+    """
+
+    weight: np.ndarray
+    loc: np.ndarray
+    cholesky: np.ndarray
+    dof: float
+
+    @property
+    def dim(self) -> int:
+        return self.loc.shape[1]
+
+    def _log_terms(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log density of each component, (n, k), and the squared Mahalanobis distances."""
+        d, nu = self.dim, self.dof
+        const = gammaln((nu + d) / 2) - gammaln(nu / 2) - 0.5 * d * np.log(nu * np.pi)
+        distance = np.empty((len(x), len(self.weight)))
+        log_det = np.empty(len(self.weight))
+        for k, (mu, low) in enumerate(zip(self.loc, self.cholesky, strict=True)):
+            z = np.linalg.solve(low, (x - mu).T)
+            distance[:, k] = np.sum(z * z, axis=0)
+            log_det[k] = np.sum(np.log(np.diag(low)))
+        log_t = const - log_det - 0.5 * (nu + d) * np.log1p(distance / nu)
+        return log_t + np.log(self.weight), distance
+
+    def log_prob(self, x: np.ndarray) -> np.ndarray:
+        """Log density at points (n, dim)."""
+        return logsumexp(self._log_terms(x)[0], axis=1)
+
+    def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
+        """Draw `num` points; the components share them in proportion (stratified)."""
+        edges = np.concatenate([[0.0], np.cumsum(self.weight / self.weight.sum())])
+        place = (np.arange(num) + rng.uniform(size=num)) / num
+        component = np.searchsorted(edges, rng.permutation(place), side="right") - 1
+        component = np.clip(component, 0, len(self.weight) - 1)
+        z = rng.standard_normal((num, self.dim))
+        scale = np.sqrt(self.dof / rng.chisquare(self.dof, num))
+        step = np.einsum("nij,nj->ni", self.cholesky[component], z)
+        return self.loc[component] + step * scale[:, None]
+
+
+def fit(
+    rng: np.random.Generator,
+    x: np.ndarray,
+    weight: np.ndarray,
+    *,
+    num_components: int,
+    dof: float,
+    num_iterations: int = 30,
+) -> StudentTMixture:
+    """Fit a mixture to weighted points by expectation-maximisation (Peel & McLachlan 2000).
+
+    Components that come to hold too few effective points for a covariance are dropped.
+    """
+    weight = weight / weight.sum()
+    dim = x.shape[1]
+    mean = weight @ x
+    cov = _covariance(x, weight, mean)
+    start = _spread_points(rng, x, weight, num_components, np.linalg.cholesky(cov))
+    mixture = StudentTMixture(
+        np.full(len(start), 1.0 / len(start)),
+        start,
+        np.repeat(np.linalg.cholesky(cov / len(start) ** (2 / dim))[None], len(start), 0),
+        dof,
+    )
+    for _ in range(num_iterations):
+        log_terms, distance = mixture._log_terms(x)
+        share = np.exp(log_terms - logsumexp(log_terms, axis=1, keepdims=True)) * weight[:, None]
+        # Far points pull less: the t's own down-weighting.
+        pull = share * (dof + dim) / (dof + distance)
+        total = share.sum(0)
+        effective = total**2 / np.maximum((share**2).sum(0), 1e-300)
+        keep = (effective > 2 * (dim + 1)) & (total > 1e-3)
+        if not keep.any():
+            keep = total == total.max()
+        loc, chol = [], []
+        for k in np.flatnonzero(keep):
+            w = pull[:, k] / pull[:, k].sum()
+            mu = w @ x
+            centred = x - mu
+            scatter = (pull[:, k, None] * centred).T @ centred / total[k]
+            # A little of the whole keeps a component with few points from collapsing.
+            shrink = min(0.5, (dim + 1) / effective[k])
+            scatter = (1 - shrink) * scatter + shrink * cov * total[k]
+            loc.append(mu)
+            chol.append(np.linalg.cholesky(scatter + 1e-12 * np.trace(cov) / dim * np.eye(dim)))
+        mixture = StudentTMixture(
+            total[keep] / total[keep].sum(), np.array(loc), np.array(chol), dof
+        )
+    return mixture
+
+
+def _covariance(x: np.ndarray, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    centred = x - mean
+    cov = (weight[:, None] * centred).T @ centred
+    return cov + (1e-12 * np.trace(cov) / len(mean) + 1e-300) * np.eye(len(mean))
+
+
+def _spread_points(
+    rng: np.random.Generator, x: np.ndarray, weight: np.ndarray, num: int, cholesky: np.ndarray
+) -> np.ndarray:
+    """Starting centres far from each other (k-means++) in whitened coordinates."""
+    z = np.linalg.solve(cholesky, x.T).T
+    chosen = [int(rng.choice(len(x), p=weight))]
+    nearest = np.sum((z - z[chosen[0]]) ** 2, axis=1)
+    while len(chosen) < num:
+        p = weight * nearest
+        if p.sum() <= 0:
+            break
+        chosen.append(int(rng.choice(len(x), p=p / p.sum())))
+        nearest = np.minimum(nearest, np.sum((z - z[chosen[-1]]) ** 2, axis=1))
+    return x[chosen]
