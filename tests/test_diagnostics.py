@@ -272,11 +272,12 @@ def test_importance_weights(rng):
 def test_likelihood_statistics(rng):
     draws = {"a": rng.normal(size=(4, 500))}
     variance = np.full((4, 500), 1.2)
-    assert kinds(diagnose(draws, {"log_likelihood_variance": variance}))[0] == [
-        "monte_carlo_variance"
-    ]
     told = {"log_likelihood_variance": variance}
-    assert diagnose(draws, told, max_log_likelihood_variance=1.5).converged
+    # Worth knowing, but an error only where a limit was set.
+    assert kinds(diagnose(draws, told)) == ([], ["monte_carlo_variance"])
+    limited = diagnose(draws, told, max_log_likelihood_variance=1.1)
+    assert kinds(limited) == (["monte_carlo_variance"], [])
+    assert diagnose(draws, told, max_log_likelihood_variance=1.5).notes == ()
     log_likelihood = np.zeros((4, 500))
     log_likelihood[2, 7] = np.nan
     status = diagnose(draws, {"log_likelihood": log_likelihood})

@@ -176,13 +176,21 @@ class Mixture:
 
     @property
     def log_total(self) -> Array:
-        r"""$\ln \sum_k w_k$: the log of the total rate, zero where the weights are normalised."""
-        return logsumexp(jnp.stack([jnp.asarray(w) for w in self.log_weights.values()]), axis=0)
+        r"""$\ln \sum_k w_k \int p_k$: the log of the total rate, zero where all is normalised."""
+        return logsumexp(self._log_rates(), axis=0)
+
+    def _log_rates(self) -> Array:
+        """Log weight of each component times what it integrates to: a branch may be a rate itself."""
+        return jnp.stack(
+            [
+                jnp.asarray(self.log_weights[name], float) + log_total(component)
+                for name, component in self.components.items()
+            ]
+        )
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> dict[str, Array]:
         pick_key, *keys = jax.random.split(key, len(self.components) + 1)
-        logits = jnp.stack([jnp.asarray(w, float) for w in self.log_weights.values()])
-        pick = jax.random.categorical(pick_key, logits, shape=sample_shape)
+        pick = jax.random.categorical(pick_key, self._log_rates(), shape=sample_shape)
         draws = [
             c.sample(k, sample_shape) for c, k in zip(self.components.values(), keys, strict=True)
         ]
@@ -201,6 +209,16 @@ def log_terms(density: Any, theta: Theta) -> dict[str, Array]:
     if hasattr(density, "log_terms"):
         return density.log_terms(theta)
     return {"": density.log_prob(theta)}
+
+
+def log_total(density: Any) -> Array:
+    r"""$\ln \int p(\theta)\,d\theta$: the log of the rate of a rate density, else zero.
+
+    It comes from the weights of mixtures; conditional factors must be normalised.
+    """
+    if isinstance(density, Joint):
+        return sum((log_total(f) for f in density.factors.values()), jnp.zeros(()))
+    return getattr(density, "log_total", jnp.zeros(()))
 
 
 def logsumexp_terms(terms: Mapping[str, Array]) -> Array:
@@ -259,13 +277,16 @@ def _distribution_log_prob(key: Names, d: dist.Distribution, theta: Theta) -> tu
         return d.log_prob(x), theta
     if isinstance(theta, Kernels) and key in theta.width:
         return _kernel_log_prob(key, d, theta, bounds)
+    outside: Any = -jnp.inf
     if hasattr(d, "inside"):
         inside = d.inside(x)
     else:
         inside = _inside(d.support, x, *bounds)
+        # Every comparison with a bound that is NaN is false, which must not look like "outside".
+        outside = jnp.where(jnp.isnan(bounds[0]) | jnp.isnan(bounds[1]), jnp.nan, -jnp.inf)
     if not getattr(d, "finite_outside_support", False):
         x = jnp.where(inside, x, _within(*bounds))
-    return jnp.where(inside, d.log_prob(x), -jnp.inf), theta
+    return jnp.where(inside, d.log_prob(x), outside), theta
 
 
 def _kernel_log_prob(
@@ -316,10 +337,9 @@ def _bounds(d: dist.Distribution) -> tuple[Any, Any] | None:
 
 
 def _inside(support: Any, x: Array, low: Any, high: Any) -> Array:
-    # "Not outside", so that a bound that is NaN hides nothing: log_prob is evaluated, and is NaN.
     if isinstance(support, _OPEN):
-        return ~((x <= low) | (x >= high))
-    return ~((x < low) | (x > high))
+        return (x > low) & (x < high)
+    return (x >= low) & (x <= high)
 
 
 def _is_infinite(bound: Any) -> bool:

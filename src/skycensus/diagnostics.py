@@ -33,6 +33,10 @@ REMEDIES: Mapping[str, str] = MappingProxyType(
         "importance_ess": "raise num_samples, or let the proposal adapt longer",
         "monte_carlo_variance": "log L is not known well enough: use more draws per object or more "
         "injections, or set max_variance",
+        "few_draws": "their log marginals are rough: use more draws of these objects, or leave them "
+        "out and say so",
+        "few_injections": "the selection integral is rough: use more injections, drawn closer to the "
+        "population",
         "prior_edge": "the bound may set this result, not the data: widen the prior unless the "
         "bound is physical",
         "nan_likelihood": "the model is broken there: evaluate it at this point and mend it, or "
@@ -371,6 +375,25 @@ def _chain_problems(
         yield Problem.of("ess", f"the effective sample size is {what}")
 
 
+def variance_finding(
+    variance: ArrayLike, log_weight: ArrayLike | None = None, *, goal: float = 1.0
+) -> Problem | None:
+    r"""What is wrong with the Monte Carlo variance of $\log L$ at the draws; None where it is small.
+
+    Args:
+        variance: at every draw, any shape.
+        log_weight: log weights of these draws.
+        goal: the largest mean that passes.
+    """
+    values = np.asarray(variance, float)
+    mass = None if log_weight is None else normalised_weights(log_weight)
+    mean = float(np.average(values, weights=mass))
+    if mean <= goal:
+        return None
+    found = f"the mean Monte Carlo variance of log L is {mean:.3g} (goal {goal:g} at most)"
+    return Problem.of("monte_carlo_variance", found)
+
+
 def _edge_notes(
     draws: dict[str, np.ndarray],
     log_weight: np.ndarray | None,
@@ -427,7 +450,7 @@ def diagnose(
     max_r_hat: float = 1.01,
     min_ess: float = 400,
     max_k_hat: float = 0.7,
-    max_log_likelihood_variance: float = 1.0,
+    max_log_likelihood_variance: float | None = None,
     max_divergent: float = 0.01,
     max_tree_depth: int = 10,
 ) -> Status:
@@ -438,11 +461,13 @@ def diagnose(
         sample_stats: name -> array (chain, draw). Looked at: `diverging`, `tree_depth` (or
             `num_steps`), `log_likelihood` and `log_likelihood_variance`, the Monte Carlo variance
             of $\log L$, whose posterior mean should stay below one (Talbot & Golomb 2023, MNRAS
-            526, 3495).
+            526, 3495): a note where it does not.
         log_weight: log weights of the draws (chain, draw); a single weighted chain is taken for
             independent draws and has no $\hat R$.
         prior_bounds: name -> (low, high), for notes on posteriors that lean against a bound.
         k_hat: of the raw weights, where `log_weight` is already smoothed.
+        max_log_likelihood_variance: a limit that the user has set on that mean: beyond it is a
+            problem.
         max_divergent: share of divergent draws that is a problem; fewer are a note.
 
     Reaching the largest tree depth costs time but is no error: a note, unless the draws also mix
@@ -473,14 +498,11 @@ def diagnose(
         at = tuple(np.argwhere(np.isnan(log_likelihood))[0][:2])
         point = ", ".join(f"{name}={x[at]:.6g}" for name, x in flat.items())
         problems.append(Problem.of("nan_likelihood", f"log L is NaN at {point}"))
-    variance = stats.get("log_likelihood_variance")
-    if variance is not None:
-        mass = None if weight is None else normalised_weights(weight)
-        mean = float(np.average(variance, weights=mass))
-        if not mean <= max_log_likelihood_variance:
-            found = f"the mean Monte Carlo variance of log L is {mean:.3g}"
-            goal = f"(goal {max_log_likelihood_variance:g} at most)"
-            problems.append(Problem.of("monte_carlo_variance", f"{found} {goal}"))
+    if (variance := stats.get("log_likelihood_variance")) is not None:
+        limit = max_log_likelihood_variance
+        found = variance_finding(variance, weight, goal=1.0 if limit is None else limit)
+        if found is not None:
+            (notes if limit is None else problems).append(found)
     if prior_bounds:
         notes += _edge_notes(flat, weight, prior_bounds)
     return Status(not problems, tuple(problems), tuple(notes))

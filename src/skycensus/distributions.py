@@ -81,7 +81,7 @@ class PowerLaw(dist.Distribution):
     def _log_width(self) -> Array:
         width = jnp.log(self.high) - jnp.log(self.low)
         # An empty interval has no density; one keeps value and gradient finite until it is masked.
-        return jnp.where(width > 0, width, 1.0)
+        return jnp.where(width <= 0, 1.0, width)
 
     def log_prob(self, value: Any) -> Array:
         k = self.exponent + 1.0

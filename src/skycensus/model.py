@@ -73,7 +73,7 @@ class HierarchicalModel:
                 "rate='poisson' needs a selection: the expected number of detections is part of the "
                 "likelihood. Give one, or use rate='shape'."
             )
-        self.prior = prior.resolve(hyperparameter_names(population))
+        self.prior = prior.resolve(*_asked_names(population))
         self.population = population
         self.likelihood = likelihood
         self.selection = selection
@@ -120,8 +120,11 @@ class HierarchicalModel:
                 value, weight = value - expected, expected
             else:
                 weight = jnp.asarray(float(len(_names(self.likelihood))))
-                value = value - weight * detected.value
-            spread = spread + jnp.where(weight > 0, weight**2 * detected.variance, 0.0)
+                # Without any detection there is no normalisation to divide by, only infinite variance.
+                unseen = detected.value == -jnp.inf
+                normalised = value - weight * jnp.where(unseen, 0.0, detected.value)
+                value = jnp.where(unseen, -jnp.inf, normalised)
+            spread = spread + weight**2 * jnp.where(weight > 0, detected.variance, 0.0)
         return LogLikelihood(value, spread)
 
     def penalised_log_likelihood(self, hyperparameters: Hyperparameters, data: Any = None) -> Array:
@@ -129,6 +132,8 @@ class HierarchicalModel:
         if self.max_variance is None:
             return self.log_likelihood(hyperparameters, data).value
         value, variance = self.log_likelihood(hyperparameters, data, variance=True)
+        # Where the variance is infinite the value is -inf already.
+        variance = jnp.where(variance == jnp.inf, 0.0, variance)
         excess = jnp.maximum(variance / self.max_variance - 1.0, 0.0)
         return value - 50.0 * excess**2
 
@@ -306,15 +311,34 @@ class _NumpyroTarget(Target):
 
 
 class _Recorder(dict[str, Any]):
-    """Hyperparameters that note which of them are asked for."""
+    """Hyperparameters that note which of them are asked for, and which only with a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.optional: dict[str, None] = {}
 
     def __missing__(self, name: str) -> Any:
         self[name] = value = jnp.full((), 0.5)
         return value
 
+    def __contains__(self, name: object) -> bool:
+        self.optional[str(name)] = None
+        return False
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if default is None:
+            return self[name]
+        self.optional[name] = None
+        return default
+
 
 def hyperparameter_names(population: Population) -> tuple[str, ...]:
-    """The names that `population` looks up in its hyperparameters, in order."""
+    """The names that `population` must have in its hyperparameters, in order."""
+    return _asked_names(population)[0]
+
+
+def _asked_names(population: Population) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The hyperparameters that `population` needs, and those that it takes where given."""
     asked = _Recorder()
 
     def look() -> Array:
@@ -323,7 +347,7 @@ def hyperparameter_names(population: Population) -> tuple[str, ...]:
         return density.log_prob({name: jnp.full((), 0.5) for name in density.names})
 
     jax.eval_shape(look)
-    return tuple(asked)
+    return tuple(asked), tuple(name for name in asked.optional if not dict.__contains__(asked, name))
 
 
 def _stage(part: Any, population: Population, example: Hyperparameters) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import numbers
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
+from .density import Joint
 from .errors import InputError, did_you_mean
 
 
@@ -71,13 +73,15 @@ class Prior:
     def _add(self, name: str, entry: Any) -> None:
         if isinstance(entry, Mapping) and set(entry) == {"same_as"}:
             entry = entry["same_as"]
+            if not isinstance(entry, str):
+                raise InputError(f"prior '{name}': same_as={entry!r} is not the name of a parameter.")
         if isinstance(entry, str):
             self.same_as[name] = entry
         elif isinstance(entry, dist.Distribution):
-            self.free[name] = entry
+            self.free[name] = _check(name, type(entry).__name__, entry)
         elif isinstance(entry, Mapping):
             self.free[name] = _distribution(name, entry)
-        elif isinstance(entry, bool) or not isinstance(entry, (int, float)):
+        elif isinstance(entry, bool) or not isinstance(entry, numbers.Real):
             raise InputError(
                 f"prior '{name}': {entry!r} is not a distribution, a number or another parameter's "
                 'name; write for example {"dist": "Uniform", "low": 0, "high": 1}.'
@@ -92,8 +96,11 @@ class Prior:
         """The free hyperparameters, in a fixed order."""
         return tuple(self.free)
 
-    def resolve(self, needed: Iterable[str]) -> Prior:
-        """Return the prior of exactly the hyperparameters `needed`, in that order.
+    def resolve(self, needed: Iterable[str], optional: Iterable[str] = ()) -> Prior:
+        """Return the prior of the hyperparameters `needed`, in that order.
+
+        Names of `optional` are those that the model has a default for: they are added where a key
+        is exactly such a name.
 
         A key that is not itself a needed name is a regular expression that must match a whole name;
         names in full take precedence over patterns.
@@ -104,6 +111,7 @@ class Prior:
         """
         needed = list(dict.fromkeys(needed))
         given: dict[str, Any] = {**self.free, **self.fixed, **self.same_as}
+        needed += [name for name in optional if name in given and name not in needed]
         problems, found, used = [], {}, set()
         for name in needed:
             keys = [name] if name in given else [k for k in given if _matches(k, name)]
@@ -123,10 +131,10 @@ class Prior:
             while isinstance(target, str) and target not in found and target in given:
                 used.add(target)
                 found[target] = target = given[target]
-        for key in given.keys() - used:
+        for key in [k for k in given if k not in used]:
             problems.append(
                 f"prior '{key}' is for an unknown parameter{did_you_mean(key, needed)}; the model "
-                f"has {needed}."
+                f"has {needed}{_why_no_pattern(key)}."
             )
         problems += _broken_ties(found)
         if problems:
@@ -142,10 +150,9 @@ class Prior:
 
     def log_prob(self, free: Mapping[str, Array]) -> Array:
         """Log density of the free hyperparameters."""
-        total = jnp.zeros(())
-        for name, d in self.free.items():
-            total = total + d.log_prob(free[name])
-        return total
+        if not self.free:
+            return jnp.zeros(())
+        return Joint(self.free).log_prob({name: jnp.asarray(free[name]) for name in self.free})
 
     def complete(self, free: Mapping[str, Any]) -> dict[str, Any]:
         """Add the fixed and the tied hyperparameters to the free ones."""
@@ -177,8 +184,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _matches(pattern: str, name: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
+    except re.error:
+        return False  # reported as a key that matches nothing
+
+
+def _why_no_pattern(key: str) -> str:
+    try:
+        re.compile(key)
     except re.error as error:
-        raise InputError(f"prior '{pattern}' is not a valid regular expression: {error}.") from None
+        return f" (and the key is not a valid regular expression: {error})"
+    return ""
 
 
 def _broken_ties(found: Mapping[str, Any]) -> list[str]:
@@ -221,17 +236,38 @@ def _distribution(name: str, entry: Mapping[str, Any]) -> dist.Distribution:
                 f"prior '{name}': {kind} has no argument '{argument}'"
                 f"{did_you_mean(argument, accepted)}; it takes {sorted(accepted)}."
             )
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise InputError(f"prior '{name}': {argument}={value!r} is not a number.")
-    low, high = arguments.get("low"), arguments.get("high")
-    if low is not None and high is not None and not low < high:
-        raise InputError(
-            f"prior '{name}': low={low} is not below high={high}; swap them or give a single number."
-        )
+        if not math.isfinite(value):
+            raise InputError(
+                f"prior '{name}': {argument}={value} is not finite; leave out a bound that is not there."
+            )
+    _check_order(name, arguments.get("low"), arguments.get("high"))
     try:
         made = constructor(**arguments, validate_args=True)
     except (TypeError, ValueError) as error:
         raise InputError(f"prior '{name}': {kind}({arguments}) is not valid: {error}") from None
-    if made.support.is_discrete or made.event_shape or made.batch_shape:
+    return _check(name, kind, made)
+
+
+def _check(name: str, kind: str, made: dist.Distribution) -> dist.Distribution:
+    support = made.support
+    if (
+        support is None
+        or support.is_discrete
+        or made.event_shape
+        or made.batch_shape
+        or isinstance(made, dist.Delta)
+    ):
         raise InputError(f"prior '{name}': {kind} is not a distribution over a real number.")
+    _check_order(
+        name, getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    )
     return made
+
+
+def _check_order(name: str, low: Any, high: Any) -> None:
+    if low is not None and high is not None and not low < high:
+        raise InputError(
+            f"prior '{name}': low={low} is not below high={high}; swap them or give a single number."
+        )

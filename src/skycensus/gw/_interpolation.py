@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 
-def interpolate(table: np.ndarray, position: Sequence[Any]) -> Array:
+@jax.jit
+def interpolate(table: Any, position: Sequence[Any]) -> Array:
     """Return the local cubic through the four nearest nodes along every axis.
 
     Args:
@@ -21,7 +22,7 @@ def interpolate(table: np.ndarray, position: Sequence[Any]) -> Array:
     """
     shape = table.shape
     dtype = jnp.result_type(float, *position)
-    flat = jnp.asarray(table.ravel(), dtype)
+    flat = table.ravel().astype(dtype)
     starts, weights = [], []
     for size, x in zip(shape, position, strict=True):
         place = jnp.clip(jnp.asarray(x, dtype), 0.0, size - 1.0)

@@ -102,7 +102,7 @@ class BananaErrors:
     def prepare(self, parameters: tuple[str, ...], prior: BoundedPrior) -> _BananaAnalysis:
         return _BananaAnalysis(parameters, self)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, parameters: tuple[str, ...]) -> dict[str, Any]:
         return {"model": "banana", "scale_Mc": self.scale_Mc, "scale_eta": self.scale_eta}
 
 

@@ -147,11 +147,15 @@ class SemiAnalyticDetection:
         """
         horizon = self.horizon_redshift(theta)
         nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
-        total: Array = jnp.zeros_like(horizon)
-        for x, w in zip(0.5 * (nodes + 1.0), 0.5 * weights, strict=True):
-            z = horizon * x
+        dtype = horizon.dtype
+
+        def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
+            z = horizon * node[0]
             chance = self.p_det({**theta, "redshift": z})
-            total = total + w * chance * self._volume_element(z)
+            return total + node[1] * chance * self._volume_element(z), None
+
+        rule = jnp.asarray(0.5 * (nodes + 1.0), dtype), jnp.asarray(0.5 * weights, dtype)
+        total, _ = jax.lax.scan(add, jnp.zeros_like(horizon), rule)
         return horizon * total
 
     def _volume_element(self, z: Array) -> Array:

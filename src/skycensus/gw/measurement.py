@@ -112,7 +112,8 @@ class MeasurementModel:
     $\mathcal{N}(\rho(\theta), 1)$ with `snr` $= \rho(\theta)$, and without one it is that of
     sources spread evenly through Euclidean space, $p(\hat\rho) \propto \hat\rho^{-4}$ above
     $\rho_*$, the same for every theta. The widths at threshold are those of Fishbach, Holz & Farr
-    2018 (arXiv:1805.10270), with 0.022 in $\eta$ taken relative to 1/4 and the amplitude's for $D_L$.
+    2018 (arXiv:1805.10270), with 0.022 in $\eta$ taken relative to 1/4 and the amplitude's for
+    $D_L$.
 
     The posterior of `BoundedPrior` with these data is a product of one-dimensional densities, drawn
     by inverting tables of 4,096 nodes, and of bounded factors (the mass range, $p(\hat\rho \mid
@@ -143,13 +144,16 @@ class MeasurementModel:
     def prepare(self, parameters: tuple[str, ...], prior: BoundedPrior) -> Analysis:
         return Analysis(parameters, prior, self)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, parameters: tuple[str, ...]) -> dict[str, Any]:
+        """Return the model for a record, with the widths that these parameters need."""
         widths = {
             "ln_chirp_mass": self.chirp_mass,
             "ln_symmetric_mass_ratio": self.symmetric_mass_ratio,
             "ln_luminosity_distance": self.luminosity_distance,
-            **self.others,
+            **{name: {**_OTHER_SCALES, **self.others}[name] for name in _others(parameters)},
         }
+        if not block(parameters, DISTANCE_NAMES):
+            del widths["ln_luminosity_distance"]
         law = "p(snr) ~ snr^-4 above the threshold" if self.snr is None else "normal(snr(theta), 1)"
         return {
             "model": "gaussian",

@@ -270,7 +270,7 @@ def simulate_catalogue(
     record = {
         "parameters": list(parameters),
         "calibrated": measurement.calibrated,
-        "measurement": measurement.describe(),
+        "measurement": measurement.describe(parameters),
         "reference_prior": prior.describe(parameters),
         "largest_volume_Gpc3": float(getattr(detection, "largest", 1.0)),
     }

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -71,6 +72,7 @@ def _scaled_survival() -> np.ndarray:
     return np.concatenate([[1.0], inner, [0.5]])
 
 
+@jax.jit
 def log_survival(x: Any) -> Array:
     r"""Return $\ln P(w > x)$ for non-negative x: 0 at zero, $-\infty$ from one on; elementwise."""
     x = jnp.asarray(x, jnp.result_type(float, x))
@@ -82,6 +84,7 @@ def log_survival(x: Any) -> Array:
     return jnp.where(outside, -jnp.inf, 2.0 * jnp.log1p(-safe) + jnp.log(scaled))
 
 
+@jax.jit
 def survival(x: Any) -> Array:
     """Return $P(w > x)$ for non-negative x; elementwise."""
     return jnp.exp(log_survival(x))

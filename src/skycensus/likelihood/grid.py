@@ -30,8 +30,8 @@ class Grid(eqx.Module):
     density is evaluated once for all objects.
 
     Raises:
-        InputError: shapes that do not fit, NaN or $+\infty$ in the table, or an object whose whole
-            row is $-\infty$ (named).
+        InputError: shapes that do not fit, nodes that are not finite, NaN or $+\infty$ in the table
+            or the weights, or an object whose whole row is $-\infty$ (named).
     """
 
     nodes: dict[str, Array]
@@ -58,13 +58,27 @@ class Grid(eqx.Module):
                     f"Grid: nodes of '{name}' have shape {np.shape(value)}; the table asks for "
                     f"{table.shape[1:]} or {table.shape}."
                 )
+            if not np.isfinite(np.asarray(value, float)).all():
+                raise InputError(f"Grid: nodes of '{name}' are not all finite.")
+        weight = np.asarray(log_weight, float)
+        if np.isnan(weight).any() or np.isposinf(weight).any():
+            raise InputError("Grid: log_weight is NaN or +inf at some node.")
+        try:
+            weight = np.broadcast_to(weight, table.shape)
+        except ValueError:
+            raise InputError(
+                f"Grid: log_weight has shape {weight.shape}, which does not fit the table's "
+                f"{table.shape}; give one weight per node."
+            ) from None
         for name, row in zip(self.names, table, strict=True):
             if np.isnan(row).any() or np.isposinf(row).any():
                 raise InputError(f"Grid: log_likelihood of {name} is NaN or +inf at some node.")
             if not np.isfinite(row).any():
                 raise InputError(f"Grid: log_likelihood of {name} is -inf everywhere; widen the nodes.")
-        self.nodes = {k: jnp.asarray(v, float) for k, v in nodes.items()}
-        self.table = jnp.asarray(table + np.asarray(log_weight, float))
+        own = any(np.ndim(v) == 2 for v in nodes.values())
+        shape = table.shape if own else table.shape[1:]
+        self.nodes = {k: jnp.asarray(np.broadcast_to(v, shape), float) for k, v in nodes.items()}
+        self.table = jnp.asarray(table + weight)
 
     def log_marginal(self, density: Density) -> LogMarginal:
         """Integrate `density` against every object's table."""

@@ -42,6 +42,8 @@ def plan(counts: np.ndarray, block_size: int) -> list[Layout]:
     layouts = []
     if np.any(~large):
         layouts.append(_whole_objects(np.flatnonzero(~large), rows_of, rows, length))
+        # All blocks have one shape: a density is traced for it once.
+        rows = layouts[0].segment.shape[1]
     if np.any(large):
         layouts.append(_spanning_objects(np.flatnonzero(large), rows_of, rows, length))
     return layouts
@@ -85,21 +87,13 @@ def _row_length(counts: np.ndarray) -> int:
     """The row length that wastes least, where each row also costs about as much as 8 draws."""
     longest = int(counts.max())
     candidates = {-(-longest // k) for k in range(1, 33)} | {int(np.median(counts))}
+    candidates.update(np.geomspace(64, max(64, longest), 48).astype(int).tolist())
     candidates = {c for c in candidates if c >= min(64, longest)}
     return min(candidates, key=lambda c: (int(np.sum(-(-counts // c))) * (c + 8), -c))
 
 
 def _whole_objects(index: np.ndarray, rows_of: np.ndarray, rows: int, length: int) -> Layout:
-    rows = max(rows, int(rows_of[index].max()))
-    total = int(rows_of[index].sum())
-    num_blocks = -(-total // rows)
-    rows = max(-(-total // num_blocks), int(rows_of[index].max()))
-    bins = _pack(index, rows_of, rows)
-    while len(bins) > num_blocks:  # a few more rows often save a block
-        wider = _pack(index, rows_of, rows := rows + max(1, rows // 50))
-        if len(wider) <= num_blocks or rows > 1.25 * total / num_blocks:
-            bins = wider
-            break
+    bins = _best_packing(index, rows_of, rows)
     rows = max(int(rows_of[b].sum()) for b in bins)
     num_segments = max(len(b) for b in bins)
     segment = np.full((len(bins), rows), num_segments)
@@ -114,6 +108,24 @@ def _whole_objects(index: np.ndarray, rows_of: np.ndarray, rows: int, length: in
             start[i, row : row + k] = length * np.arange(k)
             row += k
     return Layout(length, segment, owner, start, spanning=False)
+
+
+def _best_packing(index: np.ndarray, rows_of: np.ndarray, rows: int) -> list[list[int]]:
+    """Objects in bins of at most about `rows` rows, with few rows unused in the fullest shape."""
+    total, largest = int(rows_of[index].sum()), int(rows_of[index].max())
+    fewest = -(-total // max(rows, largest))
+    best: list[list[int]] = []
+    size = np.inf
+    # Slightly more blocks than the fewest possible often fit better, and so do slightly higher ones.
+    for num_blocks in range(fewest, 2 * fewest + 2):
+        for slack in (1.0, 1.02, 1.05, 1.1):
+            bins = _pack(index, rows_of, max(largest, int(slack * -(-total // num_blocks))))
+            used = len(bins) * max(int(rows_of[b].sum()) for b in bins)
+            if used < size:
+                best, size = bins, used
+            if size <= 1.02 * total:
+                return best
+    return best
 
 
 def _pack(index: np.ndarray, rows_of: np.ndarray, rows: int) -> list[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -33,6 +33,22 @@ class _Blocks(eqx.Module):
     owner: Array
     spanning: bool = eqx.field(static=True)
     one_row_each: bool = eqx.field(static=True)
+
+
+class Rows(NamedTuple):
+    """A block of rows of draws, each of one object.
+
+    Attributes:
+        theta: parameter name -> (rows, length).
+        log_ref: (rows, length), +inf where there is no draw.
+        owner: (rows,), the number of the object, -1 where there is none.
+        number: of the block.
+    """
+
+    theta: Mapping[str, Array]
+    log_ref: Array
+    owner: Array
+    number: Array
 
 
 class Samples(eqx.Module):
@@ -82,6 +98,8 @@ class Samples(eqx.Module):
         self.names = names
         refs = [np.asarray(r, float).reshape(-1) for r in log_ref]
         counts = np.array([len(r) for r in refs])
+        if num_drawn is not None:
+            _check_num_drawn(num_drawn, counts, names)
         dtype = np.dtype(dtype or jnp.result_type(float))
         size = block_size or _BLOCK_SIZE.get(jax.default_backend(), _BLOCK_SIZE_ACCELERATOR)
         columns = {p: as_columns(draws, p) for p in self.parameters}
@@ -108,19 +126,52 @@ class Samples(eqx.Module):
         columns = jax.jit(jax.vmap(staged.columns))
         blocks = tuple(eqx.tree_at(lambda b: b.data, b, columns(b.data)) for b in self.blocks)
         return StagedSamples(
-            eqx.tree_at(lambda s: s.blocks, self, blocks), staged.parameters, staged.combine
+            eqx.tree_at(lambda s: s.blocks, self, blocks),
+            staged.parameters,
+            staged.combine,
+            tuple(hyper),
         )
 
-    def softened(self, neighbours: int = 8) -> Samples:
+    def softened(self, neighbours: int = 8, dtype: Any = jnp.float32) -> Samples:
         r"""The same objects, with every draw a small Gaussian kernel at the spacing of the draws.
 
         A hard edge of a population, as a function of its hyperparameters, makes the plain estimator
         jump where it passes a draw; here draws pass the edge gradually, so that the estimate is as
-        smooth as the data allow. Weight by the ratio to the plain estimator for exact results.
+        smooth as the data allow. Weight by the ratio to the plain estimator for exact results; since
+        that must be done anyway, 32-bit is precise enough.
         """
-        return eqx.tree_at(
-            lambda s: s.blocks, self, tuple(_with_widths(b, neighbours) for b in self.blocks)
+        blocks = tuple(_with_widths(b, neighbours) for b in self.blocks)
+        blocks = tuple(
+            eqx.tree_at(lambda b: (b.data, b.log_ref), b, _cast((b.data, b.log_ref), dtype))
+            for b in blocks
         )
+        return eqx.tree_at(lambda s: s.blocks, self, blocks)
+
+    def map_rows(self, function: Callable[[Rows], Any]) -> Any:
+        """Apply `function` to the draws, a block of rows at a time; see `Rows`.
+
+        It returns arrays (rows, ...), which come back for all rows, an object's draws in order.
+        """
+
+        def one(number_and_block: Any) -> Any:
+            number, block = number_and_block
+            owner = jnp.append(block.owner, -1)[block.segment]
+            return function(Rows(_theta(block.data), block.log_ref, owner, number))
+
+        parts, first = [], 0
+        for group in self.blocks:
+            size = len(group.log_ref)
+            parts.append(jax.lax.map(one, (jnp.arange(first, first + size), group)))
+            first += size
+        rows = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), part) for part in parts]
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
+
+    def object_draws(self, index: int) -> dict[str, np.ndarray]:
+        """The draws of one object, name -> (draw,), with `log_ref` among them."""
+        values = self.map_rows(lambda r: ({**r.theta, "log_ref": r.log_ref}, r.owner))
+        rows, owner = jax.tree.map(np.asarray, values)
+        own = {name: x[owner == index].ravel() for name, x in rows.items()}
+        return {name: x[own["log_ref"] < np.inf] for name, x in own.items()}
 
     def _example(self) -> Any:
         return jax.tree.map(lambda x: x[0], self.blocks[0].data)
@@ -132,9 +183,17 @@ class StagedSamples(eqx.Module):
     samples: Samples
     _parameters: Callable[..., Any] = eqx.field(static=True)
     _combine: Callable[..., Any] = eqx.field(static=True)
+    hyperparameters: tuple[str, ...] = eqx.field(static=True)
 
     def _values(self, hyperparameters: Mapping[str, Any]) -> tuple[Array, ...]:
-        return self._parameters(_cast(dict(hyperparameters), self.samples.blocks[0].log_ref.dtype))
+        for name in self.hyperparameters:
+            if name not in hyperparameters:
+                raise InputError(
+                    f"hyperparameter '{name}' is missing{did_you_mean(name, hyperparameters)}; the "
+                    f"population was prepared with {list(self.hyperparameters)}."
+                )
+        point = {name: hyperparameters[name] for name in self.hyperparameters}
+        return self._parameters(_cast(point, self.samples.blocks[0].log_ref.dtype))
 
     def log_marginal(self, hyperparameters: Mapping[str, Any]) -> LogMarginal:
         """Per-object log marginals of the population at `hyperparameters`."""
@@ -196,6 +255,20 @@ def _check(
                 "reference density is zero; check the reference prior."
             )
     return parameters
+
+
+def _check_num_drawn(num_drawn: Sequence[int], counts: np.ndarray, names: tuple[str, ...]) -> None:
+    if len(num_drawn) != len(names):
+        raise InputError(
+            f"Samples was given {len(names)} objects but {len(num_drawn)} values of num_drawn; give "
+            "one per object."
+        )
+    for name, drawn, count in zip(names, num_drawn, counts, strict=True):
+        if not drawn >= count:
+            raise InputError(
+                f"{name}: num_drawn={drawn} is less than its {count} draws; it counts all draws that "
+                "were made, those that are not given too."
+            )
 
 
 def _blocks(

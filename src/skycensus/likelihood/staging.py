@@ -137,30 +137,28 @@ def stage(function: Callable[[Any, Any], Any], hyper: Any, data: Any) -> Staged:
     parameters: dict[int, None] = {}
     combined: set[int] = set()
 
-    def need(slot: int) -> None:
-        """Decide how the combining part comes by `slot`."""
+    todo = list(reversed(outputs))
+    while todo:  # decide how the combining part comes by each slot that it needs
+        slot = todo.pop()
         eq = producer.get(slot)
         if slot in columns or slot in parameters or (eq and id(eq) in combined):
-            return
+            continue
         if eq is None:
             if slot in on_data:
                 columns[slot] = None
             elif slot in on_hyper:
                 parameters[slot] = None
-            return  # a constant
+            continue  # a constant
         both = slot in on_data and slot in on_hyper
         cheap = eq.primitive.name in _CHEAP
         # A small value broadcast to the shape of the data is not worth storing.
         large = slot not in on_data and program.avals[slot].size >= block_size > 1
         if both or (slot in on_data and cheap) or large:
             combined.add(id(eq))
-            for i in eq.inputs:
-                need(i)
+            todo.extend(reversed(eq.inputs))
         else:
             (columns if slot in on_data else parameters)[slot] = None
 
-    for slot in outputs:
-        need(slot)
     combining = [eq for eq in program.equations if id(eq) in combined]
     before_data = _ancestors(columns, producer, program.equations)
     before_hyper = _ancestors(parameters, producer, program.equations)

@@ -28,8 +28,14 @@ class Sampler(Protocol):
         ...
 
 
-# Numbers that the batch evaluated at a time may span: enough to keep both cores busy.
-_BATCH_NUMBERS = 2**18
+# Numbers that a batch of points may span together: more would not stay in cache.
+_BATCH_NUMBERS = 2**17
+
+
+def batch_size(target: Target) -> int:
+    """How many points are best evaluated at once; one where the data are many."""
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(target.data))
+    return int(np.clip(_BATCH_NUMBERS // max(numbers, 1), 1, 64))
 
 
 def evaluate(target: Target, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -38,12 +44,11 @@ def evaluate(target: Target, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: a log likelihood or prior that is NaN or +inf, naming the point.
     """
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(target.data))
-    batch = int(np.clip(_BATCH_NUMBERS // max(numbers, 1), 1, 64))
     # One compiled size for all calls: whole multiples of it, the rest repeats the last point.
-    size = 64 * max(1, 512 // 64)
+    size, batch = 512, batch_size(target)
     padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
-    out = [_evaluate(target)(chunk, target.data, batch) for chunk in padded.reshape(-1, size, x.shape[1])]
+    chunks = padded.reshape(-1, size, x.shape[1])
+    out = [_evaluate(target)(chunk, target.data, batch) for chunk in chunks]
     log_l, log_p = (np.concatenate([np.asarray(o[i], float) for o in out])[: len(x)] for i in (0, 1))
     require_numbers(target, x, log_l + log_p)
     return log_l, log_p
@@ -90,4 +95,4 @@ def named_draws(target: Target, x: Any) -> dict[str, np.ndarray]:
 from .importance import ImportanceSampler  # noqa: E402
 from .nuts import NUTS  # noqa: E402
 
-__all__ = ["NUTS", "FlowMCMC", "ImportanceSampler", "Progress", "Sampler", "evaluate", "named_draws"]
+__all__ = ["NUTS", "FlowMCMC", "ImportanceSampler", "Progress", "Sampler", "batch_size", "evaluate", "named_draws"]

@@ -57,8 +57,8 @@ class FlowMCMC:
     A target whose likelihood jumps (hard edges) is sampled as it is: only the direction of the
     local steps comes from the gradient of its smooth version, which leaves the acceptance exact.
 
-    The evidence is the importance-sampling estimate with `num_flow_draws` fresh draws of the flow,
-    given where their weights have a Pareto $\hat k \le 0.7$.
+    The evidence is the importance-sampling estimate with `num_flow_draws` fresh draws, most of them
+    of the flow, given where their weights have a Pareto $\hat k \le 0.7$.
 
     GWKokab's names for the same (bundle_config): n_chains, n_training_loops, n_production_loops,
     n_local_steps, n_global_steps, n_leapfrog, n_epochs: num_ for n_; local_sampler_name:
@@ -179,6 +179,7 @@ class FlowMCMC:
                 the pilot looks, or a gradient that is NaN at a start; the point is named.
         """
         pilot_key, build_key, run_key, flow_key = jax.random.split(key, 4)
+        kernel = _local_kernel(self, target.dim)
         pilot = _pilot(self, target, _generator(pilot_key), progress)
         force = target
         if self.edges == "auto" and target.smooth is not None and self._uses_gradient:
@@ -187,7 +188,7 @@ class FlowMCMC:
         y = jnp.asarray(np.linalg.solve(pilot.scale, (pilot.start - pilot.center).T).T)
         if self._uses_gradient:
             _require_gradients(target, log_density, data, y, pilot.start)
-        chains = _build(self, build_key, log_density, target.dim)
+        chains = _build(self, build_key, log_density, kernel, target.dim)
 
         loops = [*([True] * self.num_training_loops), *([False] * self.num_production_loops)]
         for number, training in enumerate(loops):
@@ -260,7 +261,11 @@ class FlowMCMC:
         """The step with the best acceptance in a standard normal of this dimension."""
         if self.step_size is not None:
             return float(self.step_size)
-        best = {"hmc": 1.2 * dim**-0.25, "mala": 1.65 * dim ** (-1 / 6), "random_walk": 2.38 * dim**-0.5}
+        best = {
+            "hmc": 1.2 * dim**-0.25,
+            "mala": 1.65 * dim ** (-1 / 6),
+            "random_walk": 2.38 * dim**-0.5,
+        }
         return min(best[self.local_sampler], self._longest_step)
 
     # ---- what comes out ----------------------------------------------------------------------
@@ -285,7 +290,7 @@ class FlowMCMC:
         }
         problems = []
         trapped = np.argwhere(log_density == np.inf)
-        evidence: dict[str, float | None] = {}
+        log_evidence: tuple[float, float] | tuple[None, None] = (None, None)
         measures = {
             "local_acceptance": float(acceptance[:, ~is_global].mean()),
             "global_acceptance": float(acceptance[:, is_global].mean()),
@@ -295,14 +300,17 @@ class FlowMCMC:
         if len(trapped):
             problems.append(_not_a_number(target, x[tuple(trapped[0])]))
         elif self.num_flow_draws:
-            evidence = self._evidence(target, pilot, chains.resources["flow"], key, measures, problems)
+            log_evidence = self._evidence(
+                target, pilot, chains.resources["flow"], key, measures, problems
+            )
         status = _own_words(diagnose(draws, stats, prior_bounds=target.prior.bounds()))
         return Result(
             draws,
             status.plus(*problems) if problems else status,
             sample_stats=stats,
             measures=measures,
-            **evidence,
+            log_evidence=log_evidence[0],
+            log_evidence_error=log_evidence[1],
         )
 
     def _evidence(
@@ -313,30 +321,46 @@ class FlowMCMC:
         key: Any,
         measures: dict[str, float],
         problems: list[Problem],
-    ) -> dict[str, float | None]:
-        r"""$\ln \hat Z$ of $w_s = p(x_s) / q(x_s)$ over draws of the flow, and its error."""
-        y = eqx.filter_jit(flow.sample)(key, self.num_flow_draws)
+    ) -> tuple[float, float] | tuple[None, None]:
+        r"""$\ln \hat Z$ of $w_s = p(x_s) / q(x_s)$ over draws of the flow, and its error.
+
+        A fifth of the draws come from a Student-t with the covariance of the pilot, and $q$ is
+        the mixture: the tails of the flow alone are those of a Gaussian, and weights would have no
+        bound (Hesterberg 1995, Technometrics 37, 185).
+        """
+        from scipy.stats import multivariate_t
+
+        flow_key, wide_key = jax.random.split(key)
+        wide = multivariate_t(np.zeros(target.dim), np.eye(target.dim), df=5)
+        num_wide = self.num_flow_draws // 5
+        y = np.concatenate(
+            [
+                eqx.filter_jit(flow.sample)(flow_key, self.num_flow_draws - num_wide),
+                wide.rvs(num_wide, random_state=_generator(wide_key)).reshape(-1, target.dim),
+            ]
+        )
+        log_q = np.logaddexp(
+            eqx.filter_jit(flow.log_prob)(jnp.asarray(y)) + math.log(1 - num_wide / len(y)),
+            wide.logpdf(y) + (math.log(num_wide / len(y)) if num_wide else -math.inf),
+        )
         # The flow is a density of y; the target one of x.
-        log_q = np.asarray(eqx.filter_jit(flow.log_prob)(y), float)
         log_q = log_q - np.linalg.slogdet(pilot.scale)[1]
         x = pilot.center + np.asarray(y, float) @ pilot.scale.T
         try:
             log_likelihood, log_prior = evaluate(target, x)
         except InputError as error:
             problems.append(Problem("nan_likelihood", str(error)))
-            return {}
+            return None, None
         log_weight = log_likelihood + log_prior - log_q
         measures["num_likelihoods"] += len(x)
         if not np.isfinite(log_weight).any():
-            return {}
+            return None, None
         measures["flow_k_hat"] = k_hat = pareto_k(log_weight)
         measures["flow_efficiency"] = (n_eff := kish(log_weight)) / len(x)
         if not k_hat <= 0.7:
-            return {}
-        return {
-            "log_evidence": float(np.logaddexp.reduce(log_weight) - np.log(len(x))),
-            "log_evidence_error": math.sqrt(max(1 / n_eff - 1 / len(x), 0.0)),
-        }
+            return None, None
+        value = float(np.logaddexp.reduce(log_weight) - np.log(len(x)))
+        return value, math.sqrt(max(1 / n_eff - 1 / len(x), 0.0))
 
     def _cost(self, pilot: _Pilot, num_loops: int) -> int:
         """Evaluations of the likelihood, each with a gradient counted once."""
@@ -360,7 +384,8 @@ def _not_a_number(target: Target, x: np.ndarray) -> Problem:
     except InputError as error:
         return Problem("nan_likelihood", str(error))
     # It was not a number inside the compiled chain, and is one by itself: rounding at an edge.
-    return Problem("nan_likelihood", f"the log density was not a number near {target.constrain(x)}.")
+    point = target.constrain(jnp.asarray(x))
+    return Problem("nan_likelihood", f"the log density was not a number near {point}.")
 
 
 def _own_words(status: Status) -> Status:
@@ -392,7 +417,7 @@ class _Pilot(NamedTuple):
 def _pilot(
     settings: FlowMCMC, target: Target, rng: np.random.Generator, progress: Progress | None
 ) -> _Pilot:
-    """Carry prior draws to the posterior by tempering, and take starts and covariance from there."""
+    """Carry prior draws to the posterior by tempering; starts and covariance are from there."""
     key = jax.random.key(int(rng.integers(2**31)))
     x = np.asarray(target.sample_prior(key, settings.num_start), float)
     # A draw on the very edge of the prior is infinitely far away in unconstrained coordinates.
@@ -409,8 +434,7 @@ def _pilot(
     wide = np.var(x, axis=0) if len(x) > 1 else np.ones(target.dim)
     num = max(settings.num_particles, settings.num_chains)
     used, beta, size = settings.num_start, 0.0, 2.38 / math.sqrt(target.dim)
-    stage, moves = 0, 3
-    while beta < 1.0:
+    for _ in range(100):
         beta, log_weight = _next_temperature(beta, log_l, goal=0.5 * num)
         chosen = _resample(rng, log_weight, num)
         x, log_l, log_p = x[chosen], log_l[chosen], log_p[chosen]
@@ -426,16 +450,15 @@ def _pilot(
             x[accept], log_l[accept], log_p[accept] = proposal[accept], new_l[accept], new_p[accept]
             size *= math.exp(accept.mean() - GOAL_ACCEPTANCE["random_walk"])
         used += moves * num
-        stage += 1
         if progress:
             progress(int(100 * beta), 100, f"pilot (temperature {beta:.2g})")
+        if beta == 1.0:
+            break
     start = x[rng.choice(num, settings.num_chains, replace=False)]
     return _Pilot(start, x.mean(axis=0), _scale(x, wide), used)
 
 
-def _next_temperature(
-    beta: float, log_l: np.ndarray, *, goal: float
-) -> tuple[float, np.ndarray]:
+def _next_temperature(beta: float, log_l: np.ndarray, *, goal: float) -> tuple[float, np.ndarray]:
     """The largest power of the likelihood that leaves `goal` effective points, and the weights."""
 
     def log_weight(b: float) -> np.ndarray:
@@ -574,7 +597,7 @@ def _local_kernel(settings: FlowMCMC, dim: int) -> Any:
     )
 
 
-def _build(settings: FlowMCMC, key: Any, log_density: Any, dim: int) -> _Chains:
+def _build(settings: FlowMCMC, key: Any, log_density: Any, kernel: Any, dim: int) -> _Chains:
     """flowMC's kernels, flow and strategies for these settings."""
     from flowMC.resource.kernel.NF_proposal import NFProposal
     from flowMC.resource.logPDF import LogPDF
@@ -598,7 +621,7 @@ def _build(settings: FlowMCMC, key: Any, log_density: Any, dim: int) -> _Chains:
     buffers = ["positions", "log_density", "acceptance"]
     resources: dict[str, Any] = {
         "target": LogPDF(log_density, n_dims=dim),
-        "local_kernel": _local_kernel(settings, dim),
+        "local_kernel": kernel,
         "global_kernel": NFProposal(flow, n_NFproposal_batch_size=settings.proposal_batch_size),
         "flow": flow,
         "optimizer": Optimizer(model=flow, learning_rate=settings.learning_rate),

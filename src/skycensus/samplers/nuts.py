@@ -18,7 +18,7 @@ from ..diagnostics import diagnose, effective_sample_size, pareto_smooth
 from ..errors import InputError
 from ..model import Target
 from ..result import Result
-from . import Progress, evaluate, named_draws, require_numbers
+from . import Progress, batch_size, evaluate, named_draws, require_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class NUTS:
 
     Args:
         num_warmup, num_samples, num_chains, thinning: per chain, NumPyro's words.
-        chain_method: "vectorized" (all at once), "parallel" (one per device) or "sequential".
+        chain_method: "vectorized" (all at once), "parallel" (one per device) or "sequential"; "auto"
+            takes one after the other where a likelihood keeps all cores busy by itself.
         dense_mass: a full mass matrix; else a diagonal one.
         max_tree_depth: doublings of a trajectory at most.
         target_accept_prob: step-size goal; nearer to one takes smaller steps.
@@ -45,7 +46,7 @@ class NUTS:
     num_samples: int = 1000
     num_chains: int = 4
     thinning: int = 1
-    chain_method: Literal["vectorized", "parallel", "sequential"] = "vectorized"
+    chain_method: Literal["auto", "vectorized", "parallel", "sequential"] = "auto"
     dense_mass: bool = True
     max_tree_depth: int = 10
     target_accept_prob: float = 0.8
@@ -82,7 +83,7 @@ class NUTS:
             num_samples=self.num_samples,
             num_chains=self.num_chains,
             thinning=self.thinning,
-            chain_method=self.chain_method,
+            chain_method=self._chain_method(followed),
             progress_bar=progress is not None,
             jit_model_args=True,
         )
@@ -92,6 +93,12 @@ class NUTS:
         x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"], float)
         extra = {k: np.asarray(v) for k, v in mcmc.get_extra_fields(group_by_chain=True).items()}
         return self._result(target, followed, x, extra)
+
+    def _chain_method(self, target: Target) -> str:
+        if self.chain_method != "auto":
+            return self.chain_method
+        on_cpu = jax.default_backend() == "cpu"
+        return "sequential" if on_cpu and batch_size(target) == 1 else "vectorized"
 
     def _start(self, target: Target, key: Any) -> jax.Array:
         if self.start is not None:

@@ -1,0 +1,283 @@
+r"""Run a sampler on a hierarchical model, and add to its draws all that follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .diagnostics import Problem, variance_finding
+from .model import HierarchicalModel
+from .result import Result
+from .samplers import NUTS, ImportanceSampler, Progress, Sampler
+
+Derived = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Scalars that follow from the hyperparameters: name -> number, both under `jax.vmap`."""
+
+# Farr (2019, arXiv:1904.10879): with fewer effective injections than this many times the number of
+# objects, the noise of the selection integral can no longer be told from the likelihood.
+INJECTIONS_PER_OBJECT = 4
+
+# Up to here independent draws from an adapted proposal are the quickest road.
+MAX_IMPORTANCE_DIM = 10
+
+
+def choose_sampler(model: HierarchicalModel) -> Sampler:
+    """Importance sampling for up to ten free hyperparameters, NUTS for more."""
+    return ImportanceSampler() if len(model.prior.names) <= MAX_IMPORTANCE_DIM else NUTS()
+
+
+def analyse(
+    model: HierarchicalModel,
+    sampler: Sampler,
+    key: Any,
+    *,
+    progress: Progress | None = None,
+    num_prior_draws: int = 1000,
+    num_marginal_draws: int = 200,
+    min_n_eff: float = 10.0,
+    truth: Mapping[str, Any] | None = None,
+    derived: Derived | None = None,
+) -> Result:
+    r"""Sample the posterior of `model` and complete the result.
+
+    Added to what the sampler returns are
+
+    * draws from the prior of all hyperparameters, fixed and tied ones included;
+    * at thinned draws, every object's log marginal $\ln m_i(\Lambda)$, its Monte Carlo variance and
+      $n_{\mathrm{eff},i} = 1/(\mathrm{var}_i + 1/N_i)$. A single weighted chain is thinned in
+      proportion to its weights, so that these draws count the same and may repeat; others evenly;
+    * at the same draws, the Monte Carlo variance of $\ln L$ (`measures`: its mean and largest value)
+      and the effective number of injections (its mean and smallest value);
+    * `derived`: tied hyperparameters, `total_rate` $= \sum_k R_k$ where the population is a rate
+      density, and whatever the argument `derived` returns;
+    * notes on objects and injections with few effective draws, and on a noisy $\ln L$. That is a
+      problem, not a note, where the model has a `max_variance` and the mean exceeds it;
+    * the seconds spent compiling and sampling, and the peak memory.
+
+    Args:
+        model: what to sample.
+        sampler: how.
+        key: where all randomness comes from.
+        progress: called as `progress(done, total, what)`.
+        num_prior_draws, num_marginal_draws: how many of each; the latter at most.
+        min_n_eff: objects with a smaller median of $n_\mathrm{eff}$ are named in a note.
+        truth: name -> true value, where the data were simulated.
+        derived: hyperparameters -> other scalars by name.
+
+    Raises:
+        InputError: what the sampler raises, such as a likelihood that is NaN at a named point.
+    """
+    sample_key, prior_key = jax.random.split(key)
+    began = time.perf_counter()
+    with compile_clock() as compiling:
+        result = sampler.run(model.target(), sample_key, progress=progress)
+        result = dataclasses.replace(
+            result,
+            prior_draws=_prior_draws(model, prior_key, num_prior_draws),
+            derived=_derived(model, result, derived),
+            fixed=dict(model.prior.fixed),
+            truth=None if truth is None else dict(truth),
+        )
+        result = _with_marginals(model, result, num_marginal_draws, min_n_eff)
+    spent = time.perf_counter() - began
+    compiled = min(compiling(), spent)
+    return dataclasses.replace(
+        result,
+        seconds={"compiling": compiled, "sampling": spent - compiled},
+        peak_memory_bytes=peak_memory(),
+    )
+
+
+# ---- what follows from the draws -----------------------------------------------------------------
+
+
+def _prior_draws(model: HierarchicalModel, key: Any, num: int) -> dict[str, np.ndarray]:
+    draws = model.prior.complete(model.prior.sample(key, (num,)))
+    return {name: np.broadcast_to(np.asarray(x, float), (num,)) for name, x in draws.items()}
+
+
+def _derived(
+    model: HierarchicalModel, result: Result, extra: Derived | None
+) -> dict[str, np.ndarray]:
+    """Tied hyperparameters, the total rate and what the caller asks for, at every draw."""
+
+    def one(free: Mapping[str, Any]) -> dict[str, Any]:
+        complete = model.prior.complete(free)
+        out = {name: complete[name] for name in model.prior.same_as}
+        if model.rate == "poisson":
+            density = model.population(complete)
+            if hasattr(density, "log_total"):
+                out["total_rate"] = jnp.exp(density.log_total)
+        if extra is not None:
+            out |= extra(complete)
+        return {name: jnp.asarray(x, float) for name, x in out.items()}
+
+    flat = {name: jnp.asarray(result.draws[name].reshape(-1)) for name in model.prior.names}
+    if not flat:
+        return {}
+    out = jax.jit(lambda h: jax.lax.map(one, h, batch_size=256))(flat)
+    return {name: np.asarray(x).reshape(result.shape) for name, x in out.items()}
+
+
+def marginals_at(
+    model: HierarchicalModel, free: Mapping[str, np.ndarray], num: int
+) -> dict[str, np.ndarray]:
+    r"""Evaluate what the model says of its objects at `num` points of the free hyperparameters.
+
+    Returns arrays whose first axis is the points: `value` and `variance` of the log marginals
+    (point, object), `log_likelihood_variance`, and with a selection `detected_variance`.
+    """
+    if not hasattr(model, "_marginals_at"):
+
+        def one(point: Mapping[str, Any], data: Any) -> dict[str, Any]:
+            h = model.prior.complete(point)
+            marginal = model.log_marginals(h, data)
+            out = {"value": marginal.value, "variance": marginal.variance}
+            total = jnp.sum(marginal.variance)
+            if model.selection is not None:
+                log_detected, out["detected_variance"] = model.detected(h, data)
+                if model.rate == "poisson":
+                    weight = jnp.exp(log_detected)
+                else:
+                    weight = jnp.asarray(float(marginal.value.size))
+                noise = weight**2 * out["detected_variance"]
+                total = total + jnp.where(weight > 0, noise, 0.0)
+            return out | {"log_likelihood_variance": total}
+
+        def many(points: Mapping[str, Any], data: Any) -> dict[str, Any]:
+            return jax.lax.map(lambda p: one(p, data), points)
+
+        model._marginals_at = jax.jit(many)  # type: ignore[attr-defined]
+    # Without free hyperparameters there is nothing to map over but the count.
+    points = {"": jnp.zeros(num), **{name: jnp.asarray(x) for name, x in free.items()}}
+    out = model._marginals_at(points, model.data)  # type: ignore[attr-defined]
+    return {name: np.asarray(x, float) for name, x in out.items()}
+
+
+def effective_draws(form: Any, variance: np.ndarray) -> np.ndarray | None:
+    r"""Return $n_\mathrm{eff} = 1/(\mathrm{var} + 1/N)$; None for a form without Monte Carlo noise."""
+    drawn = getattr(form, "num_drawn", None)
+    if drawn is None:
+        return None
+    # A sum without any weight has an infinite variance, and no effective draws.
+    return 1.0 / (variance + 1.0 / np.asarray(drawn, float))
+
+
+def _thinned(result: Result, num: int) -> np.ndarray:
+    """Indices into the draws of every chain; see `analyse`."""
+    chains, draws = result.shape
+    if result.log_weight is None or chains > 1:
+        each = min(draws, max(1, num // chains))
+        return np.unique(np.linspace(0, draws - 1, each).round().astype(int))
+    cumulative = np.cumsum(result.weights[0])
+    places = (np.arange(num) + 0.5) / num * cumulative[-1]
+    return np.searchsorted(cumulative, places, side="right")
+
+
+def _with_marginals(
+    model: HierarchicalModel, result: Result, num: int, min_n_eff: float
+) -> Result:
+    index = _thinned(result, num)
+    shape = (result.shape[0], len(index))
+    flat = {name: result.draws[name][:, index].reshape(-1) for name in model.prior.names}
+    at = marginals_at(model, flat, shape[0] * shape[1])
+    names = tuple(getattr(model.likelihood, "names", range(at["value"].shape[1])))
+    weight = np.ones(shape)
+    if result.log_weight is not None and shape[0] > 1:
+        weight = result.weights[:, index]
+    n_eff = effective_draws(model.likelihood, at["variance"])
+    noise = at["log_likelihood_variance"].reshape(shape)
+    notes: list[Problem] = []
+    problems: list[Problem] = []
+    measures = dict(result.measures)
+    measures["log_likelihood_variance"] = float(np.average(noise, weights=weight))
+    measures["log_likelihood_variance_max"] = float(noise.max())
+    found = variance_finding(noise, np.log(weight), goal=model.max_variance or 1.0)
+    if found is not None:
+        (notes if model.max_variance is None else problems).append(found)
+    if n_eff is not None:
+        notes += _few_draws(names, n_eff, min_n_eff)
+    if "detected_variance" in at:
+        injections = effective_draws(model.selection, at["detected_variance"])
+        if injections is not None:
+            measures["n_eff_injections"] = float(np.mean(injections))
+            measures["n_eff_injections_min"] = float(np.min(injections))
+            notes += _few_injections(float(np.min(injections)), len(names))
+    return dataclasses.replace(
+        result,
+        status=result.status.plus(*problems, notes=tuple(notes)),
+        log_marginals=at["value"].reshape(*shape, -1),
+        log_marginal_variances=at["variance"].reshape(*shape, -1),
+        n_eff=None if n_eff is None else n_eff.reshape(*shape, -1),
+        marginal_draws=index,
+        object_names=[str(name) for name in names],
+        measures=measures,
+    )
+
+
+def _few_draws(names: tuple[Any, ...], n_eff: np.ndarray, minimum: float) -> Iterator[Problem]:
+    middle = np.median(n_eff, axis=0)
+    scarce = [int(i) for i in np.argsort(middle) if middle[i] < minimum]
+    if scarce:
+        listed = ", ".join(f"{middle[i]:.3g} of {names[i]}" for i in scarce[:5])
+        yield Problem.of(
+            "few_draws",
+            f"{len(scarce)} of {len(names)} objects have fewer than {minimum:g} effective draws "
+            f"({listed})",
+        )
+
+
+def _few_injections(smallest: float, num_objects: int) -> Iterator[Problem]:
+    goal = INJECTIONS_PER_OBJECT * num_objects
+    if smallest < goal:
+        yield Problem.of(
+            "few_injections",
+            f"the effective number of injections falls to {smallest:.4g} (goal {goal}, four for "
+            "every object)",
+        )
+
+
+# ---- time and memory -----------------------------------------------------------------------------
+
+
+@contextmanager
+def compile_clock() -> Iterator[Callable[[], float]]:
+    """Measure the seconds in which JAX traces and compiles; yields a function that returns them."""
+    spans: list[tuple[float, float]] = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile"):
+            now = time.perf_counter()
+            spans.append((now - duration, now))
+
+    def total() -> float:
+        # Tracing a function traces those that it calls: nested spans count once.
+        seconds, reached = 0.0, -float("inf")
+        for start, end in sorted(spans):
+            seconds += max(0.0, end - max(start, reached))
+            reached = max(reached, end)
+        return seconds
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield total
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def peak_memory() -> int | None:
+    """The largest resident memory of this process in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024

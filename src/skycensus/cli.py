@@ -1,0 +1,364 @@
+"""The `skycensus` command. What it needs is imported when it is needed: help must not wait for JAX."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import shlex
+import signal
+import stat
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import InputError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+EPILOG = """\
+exit codes: 0 converged; 2 bad input, nothing written; 3 finished but not converged, everything
+written and the reason told; 130 interrupted, nothing written.
+
+environment: SKYCENSUS_CACHE is the folder of compiled programs (default: skycensus in the user's
+cache folder; "off" for none).
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    command = " ".join(["skycensus", *map(shlex.quote, arguments or sys.argv[1:])])
+    return guarded(lambda: options.run(options, command))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Turn the ways in which a command ends into exit codes and messages without tracebacks."""
+    signal_before = None
+    try:
+        # A terminated run cleans up like an interrupted one.
+        signal_before = signal.signal(signal.SIGTERM, _interrupt)
+    except ValueError:
+        pass  # not in the main thread
+    try:
+        return run()
+    except InputError as error:
+        for line in str(error).split("\n"):
+            print(f"error: {line}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever reads has gone; the interpreter would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    finally:
+        if signal_before is not None:
+            signal.signal(signal.SIGTERM, signal_before)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="skycensus",
+        description="From objects that are each known only imperfectly to the population behind "
+        "them: hierarchical Bayesian inference in astronomy.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"skycensus {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, run: Callable[[Any, str], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        return sub
+
+    run = add("run", _run, "infer a population as a config says")
+    _config_options(run, "folder of the results")
+    run.add_argument("--check", action="store_true", help="check config and data; sample nothing")
+
+    simulate = add("simulate", _simulate, "make a mock catalogue of a config's population")
+    _config_options(simulate, "folder of the catalogue")
+
+    train = add("train", _train, "fit a neural detection probability or sensitive volume")
+    train.add_argument("table", metavar="TABLE", help="columns of parameters and of the target")
+    train.add_argument("--out", required=True, metavar="FILE", help="the HDF5 file to write")
+    train.add_argument("--target", required=True, metavar="COLUMN", help="what is to be learnt")
+    train.add_argument(
+        "--parameters", required=True, nargs="+", metavar="NAME", help="columns it depends on"
+    )
+    train.add_argument("--is-log", action="store_true", help="the target is a natural logarithm")
+    train.add_argument("--take-log", action="store_true", help="learn the target's logarithm")
+    train.add_argument("--width", type=_count, default=64, help="units of a layer (64)")
+    train.add_argument("--depth", type=_count, default=3, help="hidden layers (3)")
+    train.add_argument("--epochs", type=_count, default=300, help="passes at most (300)")
+    train.add_argument("--seed", type=int, default=0, help="of the randomness (0)")
+    train.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+    demo = add("demo", _demo, "simulate a catalogue and infer its population: the main job, small")
+    demo.add_argument("--out", metavar="DIR", help="folder of everything (./skycensus-demo)")
+    demo.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
+    demo.add_argument("--seed", type=int, default=1, help="of the randomness (1)")
+
+    add("version", _version, "print the version")
+    return parser
+
+
+def _config_options(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a TOML file")
+    parser.add_argument("--out", metavar="DIR", help=out)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override a key of the config; may be repeated",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier DIR")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def _run(options: Any, command: str) -> int:
+    from .config import read_config
+
+    if options.out is None and not options.check:
+        raise InputError("give the folder of the results with --out DIR (or --check).")
+    config = read_config(options.config, options.set)
+    start_jax(config.raw)
+    from .config.gw import build
+    from .output import check_folder
+
+    if not options.check:
+        check_folder(options.out, overwrite=options.overwrite)
+    inference = build(config, provenance={"command": command})
+    if options.check:
+        print(describe(inference))
+        return 0
+    return infer(inference, options.out, overwrite=options.overwrite)
+
+
+def infer(
+    inference: Any,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    extra: Callable[[Any, Path], None] | None = None,
+) -> int:
+    """Run an `output.Inference` with progress on standard error; print its table; the exit code."""
+    from .output import report, run_analysis
+
+    with progress_reporter() as progress:
+        result = run_analysis(inference, out, overwrite=overwrite, progress=progress, extra=extra)
+    print(report(result, out))
+    return result.status.exit_code
+
+
+def describe(inference: Any) -> str:
+    """What would be run, in a few lines."""
+    from .output import described
+
+    model = inference.model
+    prior = model.prior
+    lines = [f"{len(model.likelihood.names)} objects over {', '.join(model.likelihood.parameters)}"]
+    if inference.dropped:
+        lines.append(f"left out for too few effective draws: {', '.join(inference.dropped)}")
+    if model.selection is not None:
+        lines.append(f"selection by {int(model.selection.num_draws[0])} draws")
+    lines += [f"  {name} ~ {_shown(d)}" for name, d in prior.free.items()]
+    lines += [f"  {name} = {value:g}" for name, value in prior.fixed.items()]
+    lines += [f"  {name} = {other}" for name, other in prior.same_as.items()]
+    kind, *_ = described(inference.sampler).values()
+    lines.append(f"sampler {kind}, seed {inference.seed}")
+    return "\n".join([*lines, "the config is sound."])
+
+
+def _shown(distribution: Any) -> str:
+    values = {n: getattr(distribution, n, None) for n in distribution.arg_constraints}
+    inside = ", ".join(f"{n}={float(v):g}" for n, v in values.items() if v is not None)
+    return f"{type(distribution).__name__}({inside})"
+
+
+def _simulate(options: Any, command: str) -> int:
+    from .config import read_config
+
+    if options.out is None:
+        raise InputError("give the folder of the catalogue with --out DIR.")
+    config = read_config(options.config, options.set)
+    start_jax(config.raw)
+    from .config.simulate import simulate
+
+    del command
+    catalogue = simulate(config, options.out, overwrite=options.overwrite)
+    print(
+        f"{len(catalogue.events)} events found of {catalogue.num_mergers} mergers, written to "
+        f"{os.path.abspath(options.out)}"
+    )
+    return 0
+
+
+def _train(options: Any, command: str) -> int:
+    start_jax({})
+    from .config.simulate import train
+
+    del command
+    done = train(options)
+    print(
+        f"rms error {done.rms:.4g}, largest {done.largest_error:.4g} on rows kept back; "
+        f"{len(done.rms_by_epoch)} passes; written to {os.path.abspath(options.out)}"
+    )
+    return 0
+
+
+def _demo(options: Any, command: str) -> int:
+    start_jax({})
+    from .config.simulate import demo
+
+    out = options.out or _free_name("skycensus-demo")
+    return demo(out, command, seed=options.seed, overwrite=options.overwrite)
+
+
+def _free_name(name: str) -> str:
+    """`name`, or with a number where that is taken."""
+    candidates = (name if n == 1 else f"{name}-{n}" for n in range(1, 10_000))
+    return next(c for c in candidates if not os.path.lexists(c))
+
+
+def _version(options: Any, command: str) -> int:
+    del options, command
+    print(f"skycensus {__version__}")
+    return 0
+
+
+# ---- JAX -----------------------------------------------------------------------------------------
+
+
+def start_jax(raw: dict[str, Any]) -> None:
+    """Set up JAX for a command: 64-bit, devices for parallel chains, compiled programs kept."""
+    sampler = raw.get("sampler", {})
+    if isinstance(sampler, dict) and sampler.get("chain_method") == "parallel":
+        chains = sampler.get("num_chains", 4)
+        count = min(chains if isinstance(chains, int) else 1, os.cpu_count() or 1)
+        flag = f"--xla_force_host_platform_device_count={max(count, 1)}"
+        flags = os.environ.get("XLA_FLAGS", "")
+        if "xla_force_host_platform_device_count" not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    folder = cache_folder()
+    if folder is not None and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        # Two runs at a time may see each other's half-written entry: it is compiled again.
+        warnings.filterwarnings("ignore", message="Error (reading|writing) persistent")
+
+
+def cache_folder() -> Path | None:
+    """Where compiled programs are kept; None where that is not wanted or not safe.
+
+    Compiled programs are executed: the folder must be the user's own, and closed to others. Each
+    kind of processor has its own, because a home folder may be shared between machines.
+    """
+    given = os.environ.get("SKYCENSUS_CACHE", "")
+    if given.lower() in ("off", "0", "none", "no"):
+        return None
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = (Path(given) if given else base / "skycensus") / f"jax-{_processor()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        owned = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+        closed = not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return folder if owned and closed and os.access(folder, os.W_OK) else None
+    except OSError:
+        return None
+
+
+def _processor() -> str:
+    told = platform.machine() + platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        told += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        pass
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+# ---- progress ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress_reporter() -> Iterator[Callable[[int, int, str], None]]:
+    """Bars on a terminal, a plain line now and then elsewhere; on standard error."""
+    if sys.stderr.isatty():
+        with _bars() as report:
+            yield report
+    else:
+        yield _lines()
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[int, int, str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(done: int, total: int, what: str) -> None:
+            # "adapting (temperature 0.1)": one bar, with a text that changes.
+            name = what.split(" (")[0]
+            if name not in tasks:
+                tasks[name] = bars.add_task(what, total=total)
+            bars.update(tasks[name], completed=done, total=total, description=what)
+
+        yield report
+
+
+def _lines(every: float = 2.0) -> Callable[[int, int, str], None]:
+    began = time.monotonic()
+    last = {"what": "", "time": -every}
+
+    def report(done: int, total: int, what: str) -> None:
+        name = what.split(" (")[0]
+        now = time.monotonic()
+        if name == last["what"] and done < total and now - float(last["time"]) < every:
+            return
+        last.update(what=name, time=now)
+        print(f"[{now - began:6.1f} s] {what}: {done}/{total}", file=sys.stderr, flush=True)
+
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""Config files: TOML and overrides in, checked sections out, with every problem told at once."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, did_you_mean
+from .schema import SECTIONS, SELECTIONS, fill
+
+TOP_LEVEL = ("seed",)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config whose form was checked.
+
+    Attributes:
+        path: the file.
+        raw: all keys as given, overrides applied.
+        seed: of all randomness.
+        sections: name -> the section's dataclass (see `schema`), for those with fixed keys;
+            `selection` by its kind. Sections that were not given have their defaults, or are None
+            where a key is required.
+        problems: what is wrong so far.
+    """
+
+    path: Path
+    raw: dict[str, Any]
+    seed: int
+    sections: dict[str, Any]
+    problems: list[str]
+
+    @property
+    def folder(self) -> Path:
+        """Where the config lies."""
+        return self.path.parent
+
+    @property
+    def data_folder(self) -> Path:
+        """`data.path`, from the config's folder."""
+        given = self.raw.get("data", {})
+        path = given.get("path", ".") if isinstance(given, dict) else "."
+        return self.folder / Path(path if isinstance(path, str) else ".").expanduser()
+
+    def in_data(self, name: str) -> Path:
+        """A file of the data folder."""
+        return self.data_folder / Path(name).expanduser()
+
+    def beside(self, name: str) -> Path:
+        """A file beside the config."""
+        return self.folder / Path(name).expanduser()
+
+    def either(self, name: str) -> Path:
+        """A file of the data folder, or else beside the config."""
+        first = self.in_data(name)
+        return first if first.exists() or not self.beside(name).exists() else self.beside(name)
+
+
+def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a config, apply `section.key=value` overrides and check the form of all sections.
+
+    Problems are collected in `Config.problems`; only a file that cannot be read, or an override
+    that cannot be understood, ends it here.
+
+    Raises:
+        InputError: no such file, not TOML, or an override that is not `section.key=value`.
+    """
+    path = Path(path).expanduser().absolute()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"config '{path}' cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"config '{path}' is not a text file in UTF-8.") from None
+    return parse_config(text, path, overrides)
+
+
+def parse_config(text: str, path: Path, overrides: Iterable[str] = ()) -> Config:
+    """`read_config` of a text; `path` says where its relative paths start."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"config '{path}' is not valid TOML: {error}.") from None
+    for override in overrides:
+        _override(raw, override)
+    problems: list[str] = []
+    sections = _sections(raw, path.name, problems)
+    seed = raw.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        problems.append(f"{path.name}: seed = {seed!r} is not a whole number of 0 or more.")
+        seed = 0
+    return Config(path, raw, seed, sections, problems)
+
+
+def _sections(raw: Mapping[str, Any], name: str, problems: list[str]) -> dict[str, Any]:
+    known = [*TOP_LEVEL, *SECTIONS]
+    for key, value in raw.items():
+        if key not in known:
+            problems.append(
+                f"{name}: there is no section or key '{key}'{did_you_mean(key, known)}; there are "
+                f"{', '.join(known)}."
+            )
+        elif key in SECTIONS and not isinstance(value, dict):
+            problems.append(f"{name}: '{key}' is a section; write [{key}] and its keys below it.")
+    tables = {key: raw.get(key, {}) for key in SECTIONS}
+    tables = {key: table if isinstance(table, dict) else {} for key, table in tables.items()}
+    out: dict[str, Any] = {}
+    for key, cls in SECTIONS.items():
+        if cls is None:
+            continue
+        table = tables[key]
+        if key == "population":  # other keys are options of the families
+            table = {k: v for k, v in table.items() if k in cls.__dataclass_fields__}
+        out[key] = fill(cls, table, f"{name} [{key}]", problems)
+    if "selection" in raw or "data" in raw:
+        out["selection"] = _selection(tables["selection"], name, problems)
+    return out
+
+
+def _selection(table: Mapping[str, Any], name: str, problems: list[str]) -> Any:
+    where = f"{name} [selection]"
+    kind = table.get("kind")
+    if kind not in SELECTIONS:
+        came = "'kind' is missing" if kind is None else f"kind = {kind!r} is not known"
+        problems.append(
+            f"{where}: {came}{did_you_mean(str(kind), SELECTIONS)}; give one of "
+            f"{', '.join(SELECTIONS)}."
+        )
+        return None
+    rest = {k: v for k, v in table.items() if k != "kind"}
+    return fill(SELECTIONS[kind], rest, where, problems)
+
+
+@contextmanager
+def collecting(problems: list[str], where: str = "") -> Iterator[None]:
+    """Append what an `InputError` says to `problems` instead of raising it."""
+    try:
+        yield
+    except InputError as error:
+        problems += [f"{where}{line}" for line in str(error).split("\n")]
+
+
+# ---- overrides -----------------------------------------------------------------------------------
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    """Put `section.key=value` into `raw`; the value in TOML's syntax, or a bare string."""
+    key, equals, value = text.partition("=")
+    keys = _split_key(key.strip()) if equals else None
+    if keys is None:
+        raise InputError(
+            f"--set {text}: expected section.key=value, for example --set sampler.num_samples=500."
+        )
+    value = value.strip()
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    table = raw
+    for part in keys[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise InputError(f"--set {text}: '{part}' is a value in the config, not a section.")
+    table[keys[-1]] = _from_here(keys, parsed)
+
+
+def _split_key(key: str) -> list[str] | None:
+    """The parts of a dotted TOML key, quoted or not."""
+    try:
+        table: Any = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        return None
+    parts = []
+    while isinstance(table, dict) and len(table) == 1:
+        part, table = next(iter(table.items()))
+        parts.append(part)
+    return parts if table == 0 else None
+
+
+def _path_keys() -> dict[tuple[str, str], str]:
+    """(section, key) -> what relative paths of that key are relative to."""
+    classes: list[tuple[str, type]] = [(k, c) for k, c in SECTIONS.items() if c is not None]
+    classes += [("selection", c) for c in SELECTIONS.values()]
+    keys = {
+        (section, name): f.metadata["path"]
+        for section, cls in classes
+        for name, f in cls.__dataclass_fields__.items()
+        if "path" in f.metadata
+    }
+    return keys | {("prior", "file"): "data", ("truth", "file"): "data"}
+
+
+def _from_here(keys: list[str], value: Any) -> Any:
+    """A path typed on the command line, from the current folder if it exists there."""
+    if tuple(keys) not in _path_keys():
+        return value
+    if isinstance(value, list):
+        return [_from_here(keys, item) for item in value]
+    if not isinstance(value, str) or not value:
+        return value
+    name, colon, function = value.partition(":") if ".py:" in value else (value, "", "")
+    exists = glob.has_magic(name) and glob.glob(name)
+    if exists or Path(name).expanduser().exists():
+        return os.path.abspath(Path(name).expanduser()) + colon + function
+    return value
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def as_run(config: Config) -> dict[str, Any]:
+    """The config's keys with paths made absolute, to be run again from anywhere."""
+    out = {key: dict(v) if isinstance(v, dict) else v for key, v in config.raw.items()}
+    out["seed"] = config.seed
+    for (section, key), where in _path_keys().items():
+        table = out.get(section)
+        if not isinstance(table, dict) or key not in table:
+            continue
+        base = config.folder if where == "config" else config.data_folder
+        if key == "noise" and not (base / str(table[key])).exists():
+            continue  # the name of a built-in curve
+        if section in ("prior", "truth"):
+            base = config.either(str(table[key])).parent if table[key] else base
+            table[key] = str(base / Path(str(table[key])).name) if table[key] else ""
+            continue
+        table[key] = _absolute(table[key], base)
+    if isinstance(out.get("data"), dict):
+        out["data"]["path"] = os.path.abspath(config.data_folder)
+    return out
+
+
+def _absolute(value: Any, base: Path) -> Any:
+    if isinstance(value, list):
+        return [_absolute(item, base) for item in value]
+    return os.path.abspath(base / Path(value).expanduser()) if isinstance(value, str) else value
+
+
+def to_toml(table: Mapping[str, Any]) -> str:
+    """Write nested tables as TOML: top-level tables as sections, deeper ones inline."""
+    lines = [f"{_key(k)} = {_value(v)}" for k, v in table.items() if not isinstance(v, dict)]
+    for name, section in table.items():
+        if isinstance(section, dict):
+            lines += ["", f"[{_key(name)}]"]
+            lines += [f"{_key(k)} = {_value(v)}" for k, v in section.items()]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _key(name: str) -> str:
+    bare = name and all(c.isascii() and (c.isalnum() or c in "-_") for c in name)
+    return name if bare else _string(name)
+
+
+def _string(text: str) -> str:
+    # JSON's escapes are TOML's, but for the delete character.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    return _string(value) if isinstance(value, str) else str(value)

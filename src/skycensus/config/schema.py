@@ -1,0 +1,285 @@
+"""The keys of a config file: one dataclass for each section, and what checks values against it."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from ..errors import did_you_mean
+
+T = TypeVar("T")
+
+REQUIRED: Any = dataclasses.MISSING
+
+
+def _path(default: Any = REQUIRED, where: str = "data") -> Any:
+    """A key that names files: relative to `data.path` ("data") or to the config ("config")."""
+    return field(default=default, metadata={"path": where})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """`[data]`: the objects."""
+
+    events: str | list[str] = _path()
+    path: str = _path(".", "config")
+    exclude: list[str] = field(default_factory=list)
+    reference_prior: str | dict[str, Any]
+    columns: dict[str, str] | None = None
+    group: str | None = None
+    max_draws: int | None = None
+    min_draws: int | None = None
+    drop_invalid: bool = False
+    min_n_eff: float = 10.0
+    on_low_n_eff: Literal["error", "drop", "keep"] = "error"
+    dtype: Literal["float64", "float32"] = "float64"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Population:
+    """`[population]`: families by name, or a function of the user's own; more keys are options."""
+
+    mass: str | None = None
+    spin: str | list[str] | None = None
+    redshift: str | None = None
+    eccentricity: str | None = None
+    python: str | None = _path(None, "config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosmology:
+    """`[cosmology]`: a named one, or its two numbers."""
+
+    name: Literal["Planck15", "Planck18"] = "Planck15"
+    H0: float | None = None
+    Om0: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """`[model]`: how objects and selection make a likelihood."""
+
+    rate: Literal["poisson", "shape"] = "poisson"
+    max_variance: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Injections:
+    """`[selection]` with `kind = "injections"`."""
+
+    file: str = _path()
+    far_cut: float | None = None
+    snr_cut: float | None = None
+    total_generated: float | None = None
+    time: float | str | None = None
+    volume: float | None = None
+    columns: dict[str, str] | None = None
+    p_draw: str | None = None
+    draw_coordinates: list[str] | None = None
+    spins: str | dict[str, Any] | None = None
+    drop_invalid: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neural:
+    """`[selection]` with `kind = "neural_vt"` or `kind = "neural_pdet"`."""
+
+    file: str = _path()
+    time: float | str
+    is_log: bool | None = None
+    num_draws: int = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemiAnalytic:
+    """`[selection]` with `kind = "semi_analytic"`."""
+
+    time: float | str
+    noise: str = _path("aLIGO-early-high")
+    snr_threshold: float = 8.0
+    low_frequency: float = 10.0
+    aligned_spin: bool = False
+    num_draws: int = 20_000
+    mass_low: float = 3.0
+    mass_high: float = 120.0
+    mass_exponent: float = -1.0
+    mass_ratio_exponent: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonSelection:
+    """`[selection]` with `kind = "python"`: a function of theta, a probability or a volume."""
+
+    function: str = _path(REQUIRED, "config")
+    time: float | str = 1.0
+    is_log: bool = False
+    num_draws: int = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSelection:
+    """`[selection]` with `kind = "none"`."""
+
+
+SELECTIONS: dict[str, type] = {
+    "injections": Injections,
+    "neural_vt": Neural,
+    "neural_pdet": Neural,
+    "semi_analytic": SemiAnalytic,
+    "python": PythonSelection,
+    "none": NoSelection,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """`[output]`: what is written beside the draws."""
+
+    num_prior_draws: int = 1000
+    num_marginal_draws: int = 200
+    figures: bool = True
+    figure_formats: list[str] = field(default_factory=lambda: ["png"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulate:
+    """`[simulate]`: a mock catalogue of the same population, for `skycensus simulate`."""
+
+    detection: Literal["chirp_mass_volume", "semi_analytic", "python"] = "chirp_mass_volume"
+    function: str | None = _path(None, "config")
+    volume_amplitude: float = 8.5e-4
+    volume_exponent: float = 2.2
+    noise: str = _path("aLIGO-early-high")
+    snr_threshold: float = 8.0
+    exposure: float = 1.0
+    num_events: int | None = None
+    num_draws: int = 1000
+    num_injections: int = 400_000
+    errors: Literal["gaussian", "banana"] = "gaussian"
+    chirp_mass: float = 0.08
+    symmetric_mass_ratio: float = 0.09
+    luminosity_distance: float = 0.21
+    scale_Mc: float = 1.0
+    scale_eta: float = 1.0
+    mass_range: list[float] = field(default_factory=lambda: [1.0, 200.0])
+    redshift_range: list[float] = field(default_factory=lambda: [1e-3, 2.3])
+
+
+SECTIONS: dict[str, type | None] = {
+    "data": Data,
+    "population": Population,
+    "cosmology": Cosmology,
+    "model": Model,
+    "selection": None,  # by its kind
+    "prior": None,  # hyperparameters are its keys
+    "truth": None,  # hyperparameters are its keys
+    "sampler": None,  # by its kind
+    "output": Output,
+    "simulate": Simulate,
+}
+
+
+# ---- values against types ------------------------------------------------------------------------
+
+
+def fill(cls: type[T], given: Mapping[str, Any], where: str, problems: list[str]) -> T | None:
+    """An object of the dataclass `cls` from a table; what is wrong is appended to `problems`."""
+    known = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    count = len(problems)
+    for name, value in given.items():
+        if name not in known:
+            problems.append(
+                f"{where}: there is no key '{name}'{did_you_mean(name, known)}; it takes "
+                f"{', '.join(known)}."
+            )
+        elif not fits(value, hints[name]):
+            problems.append(
+                f"{where}: {name} = {value!r} is not {described(hints[name])}"
+                f"{_meant(value, hints[name])}."
+            )
+    for name, key in known.items():
+        required = key.default is key.default_factory is dataclasses.MISSING
+        if required and name not in given:
+            problems.append(f"{where}: '{name}' is missing; give {described(hints[name])}.")
+    if len(problems) > count:
+        return None
+    return cls(**{name: _plain(value, hints[name]) for name, value in given.items()})
+
+
+def _meant(value: Any, hint: Any) -> str:
+    words = [c for c in _choices(hint) if isinstance(c, str)]
+    return did_you_mean(value, words) if isinstance(value, str) else ""
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    return tuple(c for part in _union(hint) if part is not hint for c in _choices(part))
+
+
+def _union(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a TOML value may stand where the type `hint` is asked for."""
+    parts = _union(hint)
+    if len(parts) > 1:
+        return any(fits(value, part) for part in parts)
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if hint is Any:
+        return True
+    if hint is None or hint is type(None):
+        return False  # TOML has no null: leave the key out
+    if origin is Literal:
+        return value in args and not (isinstance(value, bool) and True not in args)
+    if origin is bool:
+        return isinstance(value, bool)
+    if origin is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin is float:
+        return _is_number(value)
+    if origin is str:
+        return isinstance(value, str)
+    if origin in (dict, collections.abc.Mapping):
+        return isinstance(value, dict) and all(fits(v, args[1]) for v in value.values())
+    if origin in (list, collections.abc.Sequence):
+        return isinstance(value, list) and all(fits(v, args[0]) for v in value)
+    return False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    wants_float = float in _union(hint) and int not in _union(hint)
+    return float(value) if wants_float and _is_number(value) else value
+
+
+_WORDS = {str: "a string", float: "a number", int: "a whole number", bool: "true or false"}
+
+
+def described(hint: Any) -> str:
+    """A type in the words of a message."""
+    parts = [part for part in _union(hint) if part is not type(None)]
+    if len(parts) > 1:
+        return " or ".join(described(part) for part in parts)
+    hint = parts[0]
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(f"'{choice}'" for choice in args)
+    if origin in (dict, collections.abc.Mapping):
+        return "a table"
+    if origin in (list, collections.abc.Sequence):
+        return "a list of " + described(args[0]).removeprefix("a ") + "s"
+    return _WORDS.get(origin, str(origin))

@@ -1,0 +1,141 @@
+"""One table per protocol: a new implementation is tested by one new line here (see test_contracts)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from skycensus import Grid, Joint, Mixture, PowerLaw, Samples
+from skycensus.density import Density
+
+
+class DensityCase(NamedTuple):
+    """A density, a box that holds practically all of it, and a point outside its support."""
+
+    make: Callable[[dict[str, Any]], Density]
+    hyperparameters: dict[str, float]
+    box: dict[str, tuple[float, float]]
+    outside: dict[str, float] | None
+    log_total: float = 0.0
+
+
+def _joint(h):
+    return Joint({"x": dist.Normal(h["loc"], h["scale"]), "y": dist.Uniform(h["low"], 2.0)})
+
+
+def _conditional(h):
+    return Joint(
+        {
+            "m": PowerLaw(h["a"], h["low"], 8.0),
+            "n": lambda t: PowerLaw(h["b"], h["low"], t["m"]),
+        }
+    )
+
+
+def _tuple_factor(h):
+    covariance = jnp.array([[1.0, 0.3], [0.3, 0.5]])
+    pair = dist.MultivariateNormal(jnp.stack([h["x"], h["y"]]), covariance)
+    return Joint({("x", "y"): pair})
+
+
+def _nested_density(h):
+    return Joint(
+        {
+            "x": dist.Normal(h["loc"], 1.0),
+            ("y",): lambda t: Joint({"y": dist.Normal(0.5 * t["x"], h["scale"])}),
+        }
+    )
+
+
+def _tree(h):
+    flat = Joint({"x": dist.Uniform(-2.0, h["high"])})
+    peaks = Mixture(
+        {"a": Joint({"x": dist.Normal(h["loc"], 0.5)}), "b": Joint({"x": dist.Normal(3.0, 0.4)})},
+        log_weights={"a": h["log_rate"], "b": 0.0},
+    )
+    return Mixture({"flat": flat, "peaks": peaks}, log_weights={"flat": jnp.log(2.0), "peaks": 0.0})
+
+
+def _positive(h):
+    return Joint({"x": dist.LogNormal(h["loc"], 0.6)})
+
+
+def _truncated(h):
+    return Joint({"x": dist.TruncatedNormal(h["loc"], 0.8, low=0.0)})
+
+
+DENSITIES: dict[str, DensityCase] = {
+    "joint": DensityCase(
+        _joint,
+        {"loc": 0.3, "scale": 0.7, "low": -1.0},
+        {"x": (-6.0, 6.5), "y": (-1.0, 2.0)},
+        {"x": 0.0, "y": 5.0},
+    ),
+    "conditional power laws": DensityCase(
+        _conditional,
+        {"a": -2.3, "b": 1.2, "low": 2.0},
+        {"m": (2.0, 8.0), "n": (2.0, 8.0)},
+        {"m": 4.0, "n": 5.0},
+    ),
+    "factor over two names": DensityCase(
+        _tuple_factor, {"x": 0.2, "y": -0.4}, {"x": (-7.0, 7.0), "y": (-6.0, 5.0)}, None
+    ),
+    "conditional density": DensityCase(
+        _nested_density, {"loc": 0.1, "scale": 0.6}, {"x": (-7.0, 7.0), "y": (-7.0, 7.0)}, None
+    ),
+    "mixture tree": DensityCase(
+        _tree,
+        {"high": 4.0, "loc": -0.5, "log_rate": 0.4},
+        {"x": (-5.0, 7.0)},
+        None,
+        float(np.log(3.0 + np.exp(0.4))),
+    ),
+    "open support": DensityCase(_positive, {"loc": 0.2}, {"x": (1e-9, 40.0)}, {"x": 0.0}),
+    "truncated": DensityCase(_truncated, {"loc": 0.4}, {"x": (0.0, 7.0)}, {"x": -0.1}),
+}
+
+
+class LikelihoodCase(NamedTuple):
+    """Objects with Gaussian likelihoods N(at; theta, 1/4), up to the same constant for each."""
+
+    make: Callable[[np.ndarray], Any]
+    tolerance: float  # of a log marginal, beyond its stated Monte Carlo error
+
+
+SIGMA = 0.5
+
+
+def _samples(at: np.ndarray) -> Samples:
+    rng = np.random.default_rng(3)
+    draws = [{"x": rng.normal(x, SIGMA, 3000 + 500 * i)} for i, x in enumerate(at)]
+    return Samples(draws, [np.zeros(len(d["x"])) for d in draws])
+
+
+def _samples_in_blocks(at: np.ndarray) -> Samples:
+    rng = np.random.default_rng(4)
+    draws = [{"x": rng.normal(x, SIGMA, 900 + 3000 * (i % 2))} for i, x in enumerate(at)]
+    return Samples(draws, [np.zeros(len(d["x"])) for d in draws], block_size=512)
+
+
+def _samples_32_bit(at: np.ndarray) -> Samples:
+    rng = np.random.default_rng(5)
+    draws = [{"x": rng.normal(x, SIGMA, 4000)} for x in at]
+    return Samples(draws, [np.zeros(4000) for _ in at], dtype=np.float32)
+
+
+def _grid(at: np.ndarray) -> Grid:
+    nodes = np.linspace(-8.0, 8.0, 1601)
+    table = -0.5 * ((nodes - at[:, None]) / SIGMA) ** 2 - np.log(SIGMA * np.sqrt(2 * np.pi))
+    return Grid({"x": nodes}, table, np.log(nodes[1] - nodes[0]))
+
+
+LIKELIHOODS: dict[str, LikelihoodCase] = {
+    "Samples": LikelihoodCase(_samples, 1e-9),
+    "Samples, spanning blocks": LikelihoodCase(_samples_in_blocks, 1e-9),
+    "Samples, 32-bit": LikelihoodCase(_samples_32_bit, 1e-5),
+    "Grid": LikelihoodCase(_grid, 1e-9),
+}
