@@ -48,7 +48,9 @@ def test_a_conditional_factor_is_integrated(name, grid):
     grid = np.linspace(*grid, 23)
     curves = population_curves(masses, HYPER, name, grid, key=KEY)
     for curve, alpha, low in zip(curves, *HYPER.values(), strict=True):
-        exact = np.array([exact_p(x, name, alpha, low) if x > low or name == "q" else 0 for x in grid])
+        exact = np.array(
+            [exact_p(x, name, alpha, low) if x > low or name == "q" else 0 for x in grid]
+        )
         np.testing.assert_allclose(curve, exact, rtol=2e-3, atol=2e-4 * exact.max())
 
 
@@ -127,7 +129,7 @@ def test_several_parents_and_derived_quantities():
 
 
 def test_curves_refuse_what_they_cannot_do():
-    with pytest.raises(InputError, match="'m3'.*Give `derived`"):
+    with pytest.raises(InputError, match=r"'m3'.*Give `derived`"):
         population_curves(masses, HYPER, "m3", [1.0, 2.0], key=KEY)
     with pytest.raises(InputError, match="increasing"):
         population_curves(masses, HYPER, "m1", [2.0, 1.0], key=KEY)
@@ -137,7 +139,9 @@ def test_curves_refuse_what_they_cannot_do():
 
 def test_hyperparameter_draws_are_of_equal_weight_and_complete():
     x = np.linspace(0, 1, 2001)[None]
-    result = Result({"a": x}, Status(True), log_weight=np.log(np.maximum(x, 1e-12)), fixed={"b": 2.0})
+    result = Result(
+        {"a": x}, Status(True), log_weight=np.log(np.maximum(x, 1e-12)), fixed={"b": 2.0}
+    )
     prior = Prior({"a": dist.Uniform(0, 1), "b": 2.0, "c": "a"})
     draws = hyperparameter_draws(result, 500, key=KEY, prior=prior)
     assert {k: v.shape for k, v in draws.items()} == dict.fromkeys("abc", (500,))

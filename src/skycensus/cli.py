@@ -58,7 +58,7 @@ def guarded(run: Callable[[], int]) -> int:
             print(f"error: {line}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted: nothing was written.", file=sys.stderr)
+        print("interrupted: nothing half-written is left.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever reads has gone; the interpreter would complain once more when it ends.
@@ -173,7 +173,10 @@ def infer(
     overwrite: bool = False,
     extra: Callable[[Any, Path], None] | None = None,
 ) -> int:
-    """Run an `output.Inference` with progress on standard error; print its table; the exit code."""
+    """Run an `output.Inference` with progress on standard error; print its table; the exit code.
+
+    `extra` writes more files, see `output.run_analysis`.
+    """
     from .output import report, run_analysis
 
     with progress_reporter() as progress:

@@ -22,6 +22,8 @@ from .errors import InputError, did_you_mean
 
 # Supports without their end points: a density over one may diverge or be NaN there.
 _OPEN = (constraints.greater_than, constraints.less_than, constraints.open_interval)
+# NumPyro derives these from the open ones.
+_HALF_CLOSED = (constraints.greater_than_eq, constraints.less_than_eq)
 
 Theta = Mapping[str, Array]
 Names = str | tuple[str, ...]
@@ -337,7 +339,7 @@ def _bounds(d: dist.Distribution) -> tuple[Any, Any] | None:
 
 
 def _inside(support: Any, x: Array, low: Any, high: Any) -> Array:
-    if isinstance(support, _OPEN):
+    if isinstance(support, _OPEN) and not isinstance(support, _HALF_CLOSED):
         return (x > low) & (x < high)
     return (x >= low) & (x <= high)
 

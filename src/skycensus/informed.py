@@ -3,8 +3,8 @@ r"""What a fitted population says of each object: informed posteriors, membershi
 The posterior of one object given all the data is its own, reweighted for every draw of the
 hyperparameters and averaged,
 
-$$p(\theta_i | \mathbf d) = \int p(\theta_i | d_i, \Lambda)\, p(\Lambda | \mathbf d)\, d\Lambda,\qquad
-  p(\theta_i | d_i, \Lambda) = \frac{p(d_i|\theta_i)\,p(\theta_i|\Lambda)}{m_i(\Lambda)},$$
+$$p(\theta_i | \mathbf d) = \int \frac{p(d_i|\theta_i)\,p(\theta_i|\Lambda)}{m_i(\Lambda)}\,
+  p(\Lambda | \mathbf d)\, d\Lambda,$$
 
 each term normalised by its own $m_i(\Lambda)$: then the object counts once, although it is among
 the data that the hyperparameters were inferred from (Moore & Gerosa 2021, arXiv:2108.02462).
@@ -38,10 +38,10 @@ class InformedObjects:
 
     Attributes:
         names: of the objects.
-        draws: for every object, parameter name -> (draw,); draws of equal weight of its own posterior.
+        draws: for every object, name -> (draw,), of equal weight in its own posterior.
         weights: for every object, (draw,), which sum to one.
-        n_eff: (object,), Kish's number of the weighted draws: below some tens the object has too few
-            draws where the population puts it, and its summaries are rough.
+        n_eff: (object,), Kish's number of the weighted draws: below some tens the object has
+            too few draws where the population puts it, and its summaries are rough.
     """
 
     names: tuple[str, ...]
@@ -75,7 +75,8 @@ class InformedObjects:
         out = []
         for u, draws, weights in zip(offset, self.draws, self.weights, strict=True):
             cumulative = np.cumsum(weights)
-            chosen = np.searchsorted(cumulative / cumulative[-1], (u + np.arange(num)) / num, "right")
+            points = cumulative[-1] * (u + np.arange(num)) / num
+            chosen = np.searchsorted(cumulative, points, side="right")
             out.append(self._column(draws, parameter)[chosen])
         return out
 
@@ -83,8 +84,8 @@ class InformedObjects:
     def _column(draws: dict[str, np.ndarray], parameter: str) -> np.ndarray:
         if parameter not in draws:
             raise InputError(
-                f"the objects have no parameter '{parameter}'{did_you_mean(parameter, draws)}; they "
-                f"have {sorted(draws)}."
+                f"the objects have no parameter '{parameter}'{did_you_mean(parameter, draws)}; "
+                f"they have {sorted(draws)}."
             )
         return draws[parameter]
 
@@ -159,11 +160,8 @@ def membership(
             if hasattr(model.likelihood, "stage")
             else _Unstaged(model.likelihood, part)
         )
-        each[leaf] = np.asarray(
-            jax.jit(lambda h, staged=staged: jax.lax.map(lambda x: staged.log_marginal(x).value, h))(
-                hyper
-            )
-        )
+        values = jax.jit(lambda h, s=staged: jax.lax.map(lambda x: s.log_marginal(x).value, h))
+        each[leaf] = np.asarray(values(hyper))
     stacked = np.stack(list(each.values()))
     top = stacked.max(axis=0)
     _require_finite(top, model.likelihood.names)  # type: ignore[attr-defined]
@@ -199,9 +197,9 @@ def observed_predictive(
 ) -> PredictiveCheck:
     r"""Draw the observed objects and a predicted catalogue of the same size, for a check.
 
-    For each draw of the hyperparameters $\Lambda$: $\theta_i \sim p(\theta_i|d_i,\Lambda)$ for every
-    object, and as many detected objects of the population at the same $\Lambda$. Where the model is
-    right the two are alike (Fishbach, Farr & Holz 2020, arXiv:1911.05882).
+    For each draw of the hyperparameters $\Lambda$: $\theta_i \sim p(\theta_i|d_i,\Lambda)$ for
+    every object, and as many detected objects of the population at the same $\Lambda$. Where the
+    model is right the two are alike (Fishbach, Farr & Holz 2020, arXiv:1911.05882).
 
     Raises:
         InputError: objects that are not known by draws, no selection, or one of another kind.
@@ -307,7 +305,7 @@ def _device(draws: dict[str, np.ndarray]) -> dict[str, Array]:
 
 
 def _log_sums(model: HierarchicalModel, samples: Samples, hyper: dict[str, Array]) -> Array:
-    """ln of the sum of each object's weights at each draw of the hyperparameters, (draw, object)."""
+    """Log of the sum of each object's weights at each draw of the hyperparameters."""
 
     def run(data: Any, hyper: Any) -> Array:
         return jax.lax.map(lambda h: model.log_marginals(h, data).value, hyper)
@@ -324,8 +322,8 @@ def _require_finite(values: np.ndarray, names: Sequence[str]) -> None:
         i = int(np.flatnonzero(bad.any(axis=0))[0])
         raise InputError(
             f"{names[i]} has no draw inside the population, or a density that is NaN, at "
-            f"{int(bad[:, i].sum())} of {len(bad)} draws of the hyperparameters; these are not draws "
-            "of this model's posterior."
+            f"{int(bad[:, i].sum())} of {len(bad)} draws of the hyperparameters; these are not "
+            "draws of this model's posterior."
         )
 
 

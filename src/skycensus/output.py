@@ -111,7 +111,6 @@ def run_analysis(
             derived=inference.derived,
         )
         seconds = {"reading": inference.seconds_reading, **result.seconds}
-        # Figures come after, so that a fault in drawing loses no draws.
         seconds["total"] = inference.seconds_reading + time.perf_counter() - began
         provenance = {
             "seed": inference.seed,
@@ -126,12 +125,18 @@ def run_analysis(
         write_result(result, folder, config=inference.config)
         if extra is not None:
             extra(result, folder)
+        fault = None
         if inference.figures:
-            if progress is not None:
-                progress(0, 1, "figures")
-            draw_figures(inference, result, folder / "figures")
-            if progress is not None:
-                progress(1, 1, "figures")
+            report = progress or (lambda *_: None)
+            report(0, 1, "figures")
+            try:
+                draw_figures(inference, result, folder / "figures")
+            except Exception as error:  # told below, when the draws are in their place
+                fault = error
+            report(1, 1, "figures")
+    if fault is not None:
+        fault.add_note(f"The result was written to {out} before its figures failed.")
+        raise fault
     return result
 
 
@@ -165,10 +170,11 @@ def summary(result: Result) -> dict[str, Any]:
 def draw_figures(inference: Inference, result: Result, folder: Path) -> list[Path]:
     """Draw the standard figures of a result into `folder`."""
     from . import plots
+    from .figures import standard_figures
 
-    figures = {"corner": plots.corner(result), "trace": plots.trace(result)}
-    if result.n_eff is not None:
-        figures["n_eff"] = plots.n_eff(result.n_eff, result.object_names)
+    # A stream of its own: the draws do not depend on what is drawn of them.
+    key = jax.random.fold_in(jax.random.key(inference.seed), 3)
+    figures = standard_figures(inference.model, result, key=key, labels=inference.labels)
     return plots.save_figures(figures, folder, formats=inference.figure_formats)
 
 

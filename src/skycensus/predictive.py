@@ -37,7 +37,9 @@ def hyperparameter_draws(
     """
     draws = result.equal_weight_draws(np.asarray(jax.random.key_data(key)).ravel().tolist(), num)
     every = prior.complete(draws) if prior is not None else {**draws, **result.fixed}
-    return {name: np.broadcast_to(value, (num, *np.shape(value)[1:])) for name, value in every.items()}
+    return {
+        name: np.broadcast_to(value, (num, *np.shape(value)[1:])) for name, value in every.items()
+    }
 
 
 def log_total(density: Any) -> Array:
@@ -67,7 +69,7 @@ def population_curves(
     derived: Callable[[Theta], Array] | None = None,
     normalise: bool = False,
 ) -> np.ndarray:
-    r"""Marginal density $\rho(x) = \int \rho(\theta)\,\delta(\theta_x - x)\,d\theta$ of a parameter.
+    r"""Marginal density of a parameter, $\rho(x) = \int \rho(\theta)\,\delta(\theta_x-x)\,d\theta$.
 
     A mixture is the sum of its components. In a `Joint`, later factors integrate to one, and
 
@@ -75,8 +77,8 @@ def population_curves(
     * a factor that depends on one other parameter $t$ with a factor of its own is integrated,
       $\int p(t)\,p(x|t)\,dt$, by a two-point Gauss rule between `num_theta`/2 nodes that follow the
       density of $t$ and the edges of both supports: relative error about $10^{-4}$;
-    * one that depends on several is averaged over `num_theta` draws of them, $\frac1n\sum_j p(x|t_j)$:
-      relative error $s_x/(\bar p_x\sqrt{n})$ with $s_x$ the scatter of $p(x|t_j)$, mostly a few per cent;
+    * one that depends on several is averaged over $n$ = `num_theta` draws of them, $\frac1n\sum_j
+      p(x|t_j)$: error $s_x/\sqrt{n}$ with $s_x$ the scatter of $p(x|t_j)$, mostly a few per cent;
     * a factor over `name` and one more is integrated over the other like the second;
     * what remains, and every `derived` parameter, is a histogram of 32 `num_theta` draws in cells
       around the grid points: relative error one over the root of the draws in the cell.
@@ -124,9 +126,11 @@ def _marginal(density: Any, name: str, x: Array, key: Any, num: int) -> Array:
     if isinstance(density, Mixture):
         keys = jax.random.split(key, len(density.components))
         parts = zip(density.components.items(), keys, strict=True)
-        return sum(
-            jnp.exp(density.log_weights[k]) * _marginal(c, name, x, sub, num) for (k, c), sub in parts
-        )
+        values = [
+            jnp.exp(density.log_weights[k]) * _marginal(c, name, x, sub, num)
+            for (k, c), sub in parts
+        ]
+        return sum(values, start=jnp.zeros(x.shape))
     if isinstance(density, Joint):
         return _marginal_of_joint(density, name, x, key, num)
     if len(density.names) == 1:
@@ -214,16 +218,15 @@ def _nodes(density: Any, name: str, key: Any, num: int) -> Array:
     theta = Joint({name: density}) if isinstance(density, dist.Distribution) else density
     draws = jnp.sort(theta.sample(key, (num,))[name])
     edges = list(_edges(density, name))
-    low = jnp.minimum(draws[0], jnp.min(jnp.stack([low for low, _ in edges]))) if edges else draws[0]
-    high = jnp.maximum(draws[-1], jnp.max(jnp.stack([e for _, e in edges]))) if edges else draws[-1]
     # Without an edge there is a tail beyond the last draw.
     room = 0.25 * (draws[-1] - draws[0])
-    known = [e for pair in edges for e in pair]
-    low = jnp.where(jnp.isfinite(low) & bool(edges), low, draws[0] - room)
-    high = jnp.where(jnp.isfinite(high) & bool(edges), high, draws[-1] + room)
+    known = jnp.stack([jnp.stack(pair) for pair in edges]) if edges else jnp.zeros((0, 2))
+    low = jnp.min(known[:, 0], initial=jnp.inf)
+    high = jnp.max(known[:, 1], initial=-jnp.inf)
+    low = jnp.where(jnp.isfinite(low), jnp.minimum(low, draws[0]), draws[0] - room)
+    high = jnp.where(jnp.isfinite(high), jnp.maximum(high, draws[-1]), draws[-1] + room)
     uniform = jnp.linspace(low, high, max(num // 4, 2))
-    every = jnp.concatenate([uniform, draws[::4], *(jnp.atleast_1d(e) for e in known)])
-    return jnp.sort(jnp.clip(every, low, high))
+    return jnp.sort(jnp.clip(jnp.concatenate([uniform, draws[::4], known.ravel()]), low, high))
 
 
 def _edges(density: Any, name: str) -> Iterator[tuple[Array, Array]]:
@@ -277,23 +280,25 @@ class _Noting(dict[str, Array]):
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        self.read[name] = None
+        return super().get(name, default)
 
 
 def _reads(factor: Any, earlier: Joint, key: Any) -> tuple[str, ...]:
     """The earlier parameters that a conditional factor looks at."""
-    noting = _Noting({})
+    read: dict[str, None] = {}
 
     def look() -> Array:
-        noting.update(earlier.sample(key, (1,)))
+        noting = _Noting(earlier.sample(key, (1,)))
         given = factor(noting)
         if hasattr(given, "names"):
             # Such a density may look at theta itself when it is evaluated.
-            noting.read.update(dict.fromkeys(earlier.names))
+            read.update(dict.fromkeys(earlier.names))
+        read.update(noting.read)
         return jnp.zeros(())
 
     jax.eval_shape(look)
-    return tuple(noting.read)
+    return tuple(name for name in read if name in earlier.names)
 
 
 def _checked_grid(grid: Any) -> Array:
@@ -347,11 +352,11 @@ def detected_predictive(
     num: int = 1,
     num_theta: int = 10_000,
 ) -> dict[str, np.ndarray]:
-    r"""Draw objects that are detected, $p(\theta|\det) \propto p_\det(\theta)\,\rho(\theta|\Lambda)$.
+    r"""Draw objects that are detected, $p(\theta|\det) \propto p_\det(\theta)\rho(\theta|\Lambda)$.
 
     Found injections $\theta_j$ are taken with probability proportional to $\rho(\theta_j|\Lambda) /
-    p_\mathrm{draw}(\theta_j)$; a function, with $p_\det$, among `num_theta` draws of the population.
-    Either way an object can come more than once.
+    p_\mathrm{draw}(\theta_j)$; with a function, `num_theta` draws of the population in proportion
+    to $p_\det$. Either way an object can come more than once.
 
     Args:
         hyperparameters: name -> (draw,).

@@ -25,10 +25,11 @@ def snr_by_quadrature(curve, mass_1, mass_2, low=10.0, chi=0.0):
     """Optimal SNR at 1 Mpc on a frequency grid of its own."""
     total = (mass_1 + mass_2) * SOLAR_MASS_SECONDS
     eta = mass_1 * mass_2 / (mass_1 + mass_2) ** 2
-    x, w = np.polynomial.legendre.leggauss(4000)
-    log_f = np.log(low) + 0.5 * (x + 1.0) * np.log(curve.high / low)
-    w = 0.5 * np.log(curve.high / low) * w
-    f = np.exp(log_f)
+    # Eighty panels of sixteen nodes: the amplitude's second derivative jumps where its pieces join.
+    x, w = np.polynomial.legendre.leggauss(16)
+    panel = np.log(curve.high / low) / 80
+    f = low * np.exp(panel * (np.arange(80)[:, None] + 0.5 * (x + 1.0))).ravel()
+    w = np.tile(0.5 * panel * w, 80)
     alpha = relative_amplitude(f * total, np.array([eta]), np.array([chi]))[0]
     strain = np.sqrt(5.0 / 24.0 * eta) * np.pi ** (-2.0 / 3.0) * total ** (5.0 / 6.0)
     strain = strain * f ** (-7.0 / 6.0) * alpha / MEGAPARSEC_SECONDS
@@ -133,7 +134,7 @@ def test_volume_is_the_integral_over_redshift(detection):
     cosmology = detection.cosmology
     value = detection.p_det(theta) * cosmology.differential_comoving_volume(z) / (1.0 + z)
     volume = detection.sensitive_volume({"mass_1_source": jnp.array(35.0), "mass_ratio": 0.9})
-    assert float(volume) == pytest.approx(np.trapezoid(value, z), rel=1e-5)
+    assert float(volume) == pytest.approx(np.trapezoid(value, z), rel=1e-4)
 
 
 def test_coordinates_agree(detection):

@@ -72,19 +72,26 @@ def test_reference_file(shared, require_path):
 
 def test_training_learns_a_power_law(tmp_path):
     rng = np.random.default_rng(0)
-    m1, m2 = np.sort(rng.uniform(5.0, 100.0, (2, 4000)), axis=0)[::-1]
+    m1, m2 = np.sort(rng.uniform(5.0, 100.0, (2, 3000)), axis=0)[::-1]
     target = np.log(8.5e-4 * chirp_mass(m1, m2) ** 2.2)
     theta = {"mass_1_source": m1, "mass_2_source": m2}
     training = train_network(
-        jax.random.key(1), theta, target, is_log=True, width=32, depth=2, max_epochs=100
+        jax.random.key(1),
+        theta,
+        target,
+        is_log=True,
+        width=32,
+        depth=2,
+        batch_size=128,
+        max_epochs=60,
     )
-    assert training.rms < 0.03
+    assert training.rms < 0.06
     assert training.rms == pytest.approx(np.min(training.rms_by_epoch), rel=1e-6)
     assert training.largest_error >= training.rms
     # The stored network takes raw inputs: no standardisation travels beside it.
     write_network(training.network, tmp_path / "n.hdf5")
     read = read_network(tmp_path / "n.hdf5")
-    assert np.sqrt(np.mean((np.asarray(read(theta)) - target) ** 2)) < 0.03
+    assert np.sqrt(np.mean((np.asarray(read(theta)) - target) ** 2)) < 0.06
 
 
 def test_training_stops_early_with_its_best_state():
@@ -92,7 +99,7 @@ def test_training_stops_early_with_its_best_state():
     x = rng.uniform(size=400)
     noise = rng.normal(size=400)
     training = train_network(
-        jax.random.key(0), {"x": x}, noise, is_log=False, width=64, patience=5, max_epochs=200
+        jax.random.key(0), {"x": x}, noise, is_log=False, width=16, patience=5, max_epochs=200
     )
     assert len(training.rms_by_epoch) < 200
     assert training.rms == pytest.approx(np.min(training.rms_by_epoch), rel=1e-6)

@@ -125,8 +125,10 @@ def test_two_modes_have_their_weights():
     right = x[x > 0]
     assert right.mean() == pytest.approx(center, abs=4 * sd / np.sqrt(n_eff / 3))
     assert right.std() == pytest.approx(sd, rel=4 / np.sqrt(2 * n_eff / 3))
-    assert result.log_evidence is not None and result.log_evidence_error is not None
-    assert abs(result.log_evidence + 2 * np.log(20)) < 4 * result.log_evidence_error
+    # A flow stretched over two modes has thin tails; where they are too thin, no evidence is given.
+    assert (result.log_evidence is None) == (result.measures["flow_k_hat"] > 0.7)
+    if result.log_evidence is not None and result.log_evidence_error is not None:
+        assert abs(result.log_evidence + 2 * np.log(20)) < 4 * result.log_evidence_error
 
 
 def test_the_same_key_gives_the_same_draws():
@@ -200,11 +202,11 @@ def test_a_broken_likelihood_on_the_way_is_named(local_sampler, monkeypatch):
     """The pilot looks elsewhere, so that only the chains meet the NaN."""
     from skycensus.samplers import flow_mcmc
 
-    def one_sided(settings, target, rng, progress):
-        start = -np.abs(rng.standard_normal((settings.num_chains, 1)))
-        return flow_mcmc._Pilot(start, np.zeros(1), np.eye(1), 0)
+    def one_sided(target, rng, *, num_chains, **rest):
+        start = -np.abs(rng.standard_normal((num_chains, 1)))
+        return flow_mcmc.Pilot(start, np.zeros(1), np.eye(1), 0)
 
-    monkeypatch.setattr(flow_mcmc, "_pilot", one_sided)
+    monkeypatch.setattr(flow_mcmc, "run_pilot", one_sided)
     target = line_target(lambda h, data: jnp.where(h["x"] > 1, jnp.nan, 0.0))
     settings = SMALL | {"local_sampler": local_sampler}
     result = FlowMCMC(**settings).run(target, jax.random.key(0))

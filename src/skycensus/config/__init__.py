@@ -121,8 +121,7 @@ def _sections(raw: Mapping[str, Any], name: str, problems: list[str]) -> dict[st
         if key == "population":  # other keys are options of the families
             table = {k: v for k, v in table.items() if k in cls.__dataclass_fields__}
         out[key] = fill(cls, table, f"{name} [{key}]", problems)
-    if "selection" in raw or "data" in raw:
-        out["selection"] = _selection(tables["selection"], name, problems)
+    out["selection"] = _selection(tables["selection"], name, problems)
     return out
 
 
@@ -146,7 +145,10 @@ def collecting(problems: list[str], where: str = "") -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        problems += [f"{where}{line}" for line in str(error).split("\n")]
+        lines = str(error).split("\n")
+        # "prior file 'p.json':" heads the lines that follow it.
+        head = lines.pop(0) + " " if len(lines) > 1 and lines[0].endswith(":") else ""
+        problems += [f"{where}{head}{line}" for line in lines]
 
 
 # ---- overrides -----------------------------------------------------------------------------------
@@ -223,25 +225,23 @@ def as_run(config: Config) -> dict[str, Any]:
     out["seed"] = config.seed
     for (section, key), where in _path_keys().items():
         table = out.get(section)
-        if not isinstance(table, dict) or key not in table:
-            continue
-        base = config.folder if where == "config" else config.data_folder
-        if key == "noise" and not (base / str(table[key])).exists():
-            continue  # the name of a built-in curve
-        if section in ("prior", "truth"):
-            base = config.either(str(table[key])).parent if table[key] else base
-            table[key] = str(base / Path(str(table[key])).name) if table[key] else ""
-            continue
-        table[key] = _absolute(table[key], base)
+        if isinstance(table, dict) and table.get(key):
+            table[key] = _absolute(config, key, table[key], where)
     if isinstance(out.get("data"), dict):
         out["data"]["path"] = os.path.abspath(config.data_folder)
     return out
 
 
-def _absolute(value: Any, base: Path) -> Any:
+def _absolute(config: Config, key: str, value: Any, where: str) -> Any:
     if isinstance(value, list):
-        return [_absolute(item, base) for item in value]
-    return os.path.abspath(base / Path(value).expanduser()) if isinstance(value, str) else value
+        return [_absolute(config, key, item, where) for item in value]
+    if not isinstance(value, str):
+        return value
+    if where == "config":
+        return os.path.abspath(config.beside(value))
+    if key == "noise" and not config.either(value).exists():
+        return value  # the name of a built-in curve
+    return os.path.abspath(config.in_data(value) if key == "events" else config.either(value))
 
 
 def to_toml(table: Mapping[str, Any]) -> str:

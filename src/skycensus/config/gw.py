@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import inspect
 import math
@@ -86,16 +87,6 @@ FAMILIES: dict[str, dict[str, Callable[..., Any]]] = {
 SAMPLERS = {"importance": "ImportanceSampler", "nuts": "NUTS", "flow_mcmc": "FlowMCMC"}
 
 COSMOLOGIES = {"Planck15": cosmology.PLANCK_2015, "Planck18": cosmology.PLANCK_2018}
-
-LABELS = {
-    "mass_1_source": r"$m_1\ [M_\odot]$",
-    "mass_2_source": r"$m_2\ [M_\odot]$",
-    "mass_ratio": r"$q$",
-    "redshift": r"$z$",
-    "chi_eff": r"$\chi_\mathrm{eff}$",
-    "chi_p": r"$\chi_\mathrm{p}$",
-    "eccentricity": r"$e$",
-}
 
 
 # ---- populations ---------------------------------------------------------------------------------
@@ -351,7 +342,9 @@ def _plan_prior(plan: Plan) -> None:
         plan.prior = Prior(entries)
         if plan.population is not None:
             # The model resolves it again; here it is told with all other problems.
-            HierarchicalModel(plan.prior, plan.population, _Nothing(), rate="shape")
+            resolved = HierarchicalModel(plan.prior, plan.population, _Nothing(), rate="shape").prior
+            if not resolved.names:
+                raise InputError("every hyperparameter is fixed; give at least one a distribution.")
 
 
 class _Nothing:
@@ -441,15 +434,13 @@ def _plan_data(plan: Plan) -> None:
     with collecting(plan.problems, where):
         if plan.parameters:
             check_reference_prior(section.reference_prior, plan.parameters)
-    if section.on_low_n_eff != "error" and section.min_draws is None:
-        pass
     with collecting(plan.problems, where):
         if not plan.config.data_folder.is_dir():
             raise InputError(f"path: there is no folder '{plan.config.data_folder}'.")
         patterns = [section.events] if isinstance(section.events, str) else section.events
         if not patterns:
             raise InputError("events is an empty list; give files or a pattern.")
-        files = expand_paths([plan.config.in_data(p) for p in patterns])
+        files = expand_paths([_pattern(plan.config, p) for p in patterns])
         plan.events = [f for f in files if event_name(f) not in section.exclude]
         names = [event_name(f) for f in files]
         for name in section.exclude:
@@ -460,6 +451,14 @@ def _plan_data(plan: Plan) -> None:
     for key in ("max_draws", "min_draws"):
         if getattr(section, key) is not None and getattr(section, key) < 1:
             plan.problems.append(f"{where}{key} = {getattr(section, key)} must be at least 1.")
+
+
+def _pattern(config: Config, pattern: str) -> str:
+    """A pattern in the data folder, whose own name is taken literally."""
+    path = Path(pattern).expanduser()
+    if path.is_absolute():
+        return str(path)
+    return str(Path(glob.escape(str(config.data_folder))) / path)
 
 
 def _plan_selection(plan: Plan) -> None:
@@ -554,7 +553,6 @@ def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inf
         derived=_local_rate if "redshift" in plan.parameters else None,
         inputs=plan.inputs,
         config=as_run(config),
-        labels=LABELS,
         dropped=dropped,
         min_n_eff=data.min_n_eff,
         seconds_reading=time.perf_counter() - began,

@@ -251,7 +251,13 @@ def _table(curve: NoiseCurve, low: float, aligned_spin: bool) -> np.ndarray:
     num_frequencies = int(math.log(curve.high / low) * _STEPS) + 1
     frequency = low * np.exp(np.arange(num_frequencies) / _STEPS)
     frequency = np.minimum(frequency, curve.high)
-    weight = frequency ** (-4.0 / 3.0) / curve.asd(frequency) ** 2 / _STEPS
+    asd = np.asarray(curve.asd(frequency), float)
+    if asd.shape != frequency.shape or not (np.all(asd > 0.0) and np.all(np.isfinite(asd))):
+        raise InputError(
+            f"noise curve '{curve.name}' is not positive and finite between {low:g} and "
+            f"{curve.high:g} Hz; give a curve that is, or a narrower band."
+        )
+    weight = frequency ** (-4.0 / 3.0) / asd**2 / _STEPS
     weight[[0, -1]] *= 0.5
     # The heaviest total mass still leaves the first frequency below the model's cut.
     lowest = _MIN_TOTAL_MASS * SOLAR_MASS_SECONDS * low
@@ -269,13 +275,7 @@ def _table(curve: NoiseCurve, low: float, aligned_spin: bool) -> np.ndarray:
         table[:, :, k] = (windows[:, ::stride] @ weight).T
     scale = 5.0 / 6.0 * math.pi ** (-4.0 / 3.0)
     scale *= SOLAR_MASS_SECONDS ** (5.0 / 3.0) / MEGAPARSEC_SECONDS**2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        table = 0.5 * np.log(scale * table)
-    if not np.all(np.isfinite(table)):
-        raise InputError(
-            f"noise curve '{curve.name}' is not positive and finite between {low:g} and "
-            f"{curve.high:g} Hz; give a curve that is, or a narrower band."
-        )
+    table = 0.5 * np.log(scale * table)
     table = table if aligned_spin else table[:, :, 0]
     # The table is shared between detections of the same noise.
     table.flags.writeable = False

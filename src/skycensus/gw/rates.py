@@ -64,7 +64,7 @@ def rate_evolution(
         redshift: values >= 0.
 
     Raises:
-        InputError: a population without redshift, or with a factor that is not one of `gw.redshift`.
+        InputError: a population without redshift, or with a factor that is not of `gw.redshift`.
     """
     z = jnp.asarray(redshift, float)
     curves = _needs_redshift(population, lambda density: _log_evolution(density, z))
@@ -76,8 +76,8 @@ def _needs_redshift(population: Population, log_rate: Any) -> Any:
         density = population(h)
         if PARAMETER not in density.names:
             raise InputError(
-                f"the population has no '{PARAMETER}', but {sorted(density.names)}; add a factor of "
-                "gw.redshift, or use merger_rate."
+                f"the population has no '{PARAMETER}', but {sorted(density.names)}; add a factor "
+                "of gw.redshift, or use merger_rate."
             )
         return jnp.exp(log_rate(density))
 
@@ -106,7 +106,9 @@ def _local(density: Any) -> dict[str, Array]:
 def _log_evolution(density: Any, z: Array) -> Array:
     r"""$\ln R(z)$ of one density."""
     if isinstance(density, Mixture):
-        parts = [_log_evolution(c, z) + density.log_weights[k] for k, c in density.components.items()]
+        parts = [
+            _log_evolution(c, z) + density.log_weights[k] for k, c in density.components.items()
+        ]
         return logsumexp(jnp.stack(parts), axis=0)
     if isinstance(density, Joint) and PARAMETER in density.factors:
         factor = density.factors[PARAMETER]

@@ -13,15 +13,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from ..density import Population, Theta
+from ..density import Density, Population, Theta
 from ..errors import InputError
 from ..prior import Prior
+from . import LogMarginal
 from .samples import Samples
 
 # Points at a time: the density of each is evaluated at every hyperparameter point.
@@ -103,7 +105,7 @@ def selection_by_function(
 def _pool(
     population: Population, points: Mapping[str, Array], key: Any, each: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """`each` draws at every point, (point, draw), and at which points all of them have a density."""
+    """`each` draws at every point, (point, draw), and at which points all have a density."""
 
     def draw(at: Any) -> tuple[dict[str, Array], Array]:
         h, k = at
@@ -117,14 +119,16 @@ def _pool(
     return {n: np.asarray(x) for n, x in theta.items()}, np.asarray(sound)
 
 
-def _log_detection(log_p_det: Callable[[Theta], Array], theta: Mapping[str, np.ndarray]) -> np.ndarray:
+def _log_detection(
+    log_p_det: Callable[[Theta], Array], theta: Mapping[str, np.ndarray]
+) -> np.ndarray:
     value = _in_blocks(log_p_det, theta)
     wrong = np.flatnonzero(np.isnan(value) | (value == np.inf))
     if wrong.size:
         at = ", ".join(f"{n}={x[wrong[0]]:.6g}" for n, x in theta.items())
         raise InputError(
             f"the detection function is {value[wrong[0]]} at {at} ({wrong.size} of {len(value)} "
-            "draws of the population); it must be a finite logarithm, or -inf where nothing is found."
+            "draws of the population); it must be a finite logarithm, or -inf for nothing."
         )
     return value
 
@@ -173,3 +177,36 @@ def _systematic(key: Any, weight: np.ndarray, num: int) -> np.ndarray:
     cumulative = np.cumsum(weight)
     at = (float(jax.random.uniform(key)) + np.arange(num)) / num * cumulative[-1]
     return np.minimum(np.searchsorted(cumulative, at, side="right"), len(weight) - 1)
+
+
+class DetectedBy(eqx.Module):
+    r"""A selection whose integral a function computes, with its Monte Carlo variance.
+
+    Args:
+        function: `function(density, data)` returns $m_\mathrm{det} \ge 0$ and the Monte Carlo
+            variance of that number (not of its logarithm), two scalars under `jax.jit`.
+        data: any pytree of arrays that the function needs.
+        name: of the one object.
+    """
+
+    data: Any
+    function: Callable[[Density, Any], tuple[Any, Any]] = eqx.field(static=True)
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        function: Callable[[Density, Any], tuple[Any, Any]],
+        data: Any = None,
+        *,
+        name: str = "selection",
+    ):
+        self.function, self.data, self.names = function, data, (name,)
+
+    def log_marginal(self, density: Density) -> LogMarginal:
+        r"""$\ln m_\mathrm{det}$ and $\operatorname{var}(m_\mathrm{det}) / m_\mathrm{det}^2$."""
+        mean, variance = (jnp.asarray(x, float) for x in self.function(density, self.data))
+        none = mean == 0
+        safe = jnp.where(none, 1.0, mean)
+        value = jnp.where(none, -jnp.inf, jnp.log(safe))
+        relative = jnp.where(none, jnp.inf, variance / safe**2)
+        return LogMarginal(value.reshape(1), relative.reshape(1))

@@ -17,6 +17,7 @@ from ..errors import InputError, did_you_mean
 from ..model import Target
 from ..result import Result
 from . import Progress, evaluate, named_draws, require_numbers
+from .pilot import Pilot, run_pilot
 
 # Acceptance that each kind of local step works best at (Roberts & Rosenthal 2001; Beskos et al.
 # 2013 give 0.65 for trajectories, and a little more costs less than a little less).
@@ -180,7 +181,14 @@ class FlowMCMC:
         """
         pilot_key, build_key, run_key, flow_key = jax.random.split(key, 4)
         kernel = _local_kernel(self, target.dim)
-        pilot = _pilot(self, target, _generator(pilot_key), progress)
+        pilot = run_pilot(
+            target,
+            _generator(pilot_key),
+            num_chains=self.num_chains,
+            num_start=self.num_start,
+            num_particles=self.num_particles,
+            progress=progress,
+        )
         force = target
         if self.edges == "auto" and target.smooth is not None and self._uses_gradient:
             force = target.smooth()
@@ -271,7 +279,7 @@ class FlowMCMC:
     # ---- what comes out ----------------------------------------------------------------------
 
     def _result(
-        self, target: Target, pilot: _Pilot, chains: _Chains, key: Any, num_loops: int
+        self, target: Target, pilot: Pilot, chains: _Chains, key: Any, num_loops: int
     ) -> Result:
         used = chains.local_steps.current_position
         y, log_density, acceptance = (
@@ -316,7 +324,7 @@ class FlowMCMC:
     def _evidence(
         self,
         target: Target,
-        pilot: _Pilot,
+        pilot: Pilot,
         flow: Any,
         key: Any,
         measures: dict[str, float],
@@ -362,7 +370,7 @@ class FlowMCMC:
         value = float(np.logaddexp.reduce(log_weight) - np.log(len(x)))
         return value, math.sqrt(max(1 / n_eff - 1 / len(x), 0.0))
 
-    def _cost(self, pilot: _Pilot, num_loops: int) -> int:
+    def _cost(self, pilot: Pilot, num_loops: int) -> int:
         """Evaluations of the likelihood, each with a gradient counted once."""
         per_step = {"hmc": self.num_leapfrog + 3, "mala": 2, "random_walk": 1}[self.local_sampler]
         loop = self.num_local_steps * per_step + self.num_global_steps
@@ -402,97 +410,6 @@ def _own_words(status: Status) -> Status:
     return Status(status.converged, problems, status.notes)
 
 
-# ---- the pilot: starts and scales ----------------------------------------------------------------
-
-
-class _Pilot(NamedTuple):
-    """Starts (chain, dim), centre (dim,) and scale S (dim, dim), and evaluations spent."""
-
-    start: np.ndarray
-    center: np.ndarray
-    scale: np.ndarray
-    used: int
-
-
-def _pilot(
-    settings: FlowMCMC, target: Target, rng: np.random.Generator, progress: Progress | None
-) -> _Pilot:
-    """Carry prior draws to the posterior by tempering; starts and covariance are from there."""
-    key = jax.random.key(int(rng.integers(2**31)))
-    x = np.asarray(target.sample_prior(key, settings.num_start), float)
-    # A draw on the very edge of the prior is infinitely far away in unconstrained coordinates.
-    x = x[np.isfinite(x).all(axis=1)]
-    log_l, log_p = evaluate(target, x)
-    good = np.isfinite(log_l + log_p)
-    if not good.any():
-        raise InputError(
-            f"none of {settings.num_start} prior draws has a likelihood above zero: every one "
-            "leaves some object outside the population; use a prior nearer to the data, or raise "
-            "num_start."
-        )
-    x, log_l, log_p = x[good], log_l[good], log_p[good]
-    wide = np.var(x, axis=0) if len(x) > 1 else np.ones(target.dim)
-    num = max(settings.num_particles, settings.num_chains)
-    used, beta, size = settings.num_start, 0.0, 2.38 / math.sqrt(target.dim)
-    for _ in range(100):
-        beta, log_weight = _next_temperature(beta, log_l, goal=0.5 * num)
-        chosen = _resample(rng, log_weight, num)
-        x, log_l, log_p = x[chosen], log_l[chosen], log_p[chosen]
-        # At the posterior itself, enough to forget the last resampling.
-        moves = 3 if beta < 1.0 else 15
-        for move in range(moves):
-            if move % 3 == 0:
-                step = _scale(x, wide)
-            proposal = x + size * rng.standard_normal(x.shape) @ step.T
-            new_l, new_p = evaluate(target, proposal)
-            log_ratio = beta * (new_l - log_l) + new_p - log_p
-            accept = np.log(rng.random(num)) < log_ratio
-            x[accept], log_l[accept], log_p[accept] = proposal[accept], new_l[accept], new_p[accept]
-            size *= math.exp(accept.mean() - GOAL_ACCEPTANCE["random_walk"])
-        used += moves * num
-        if progress:
-            progress(int(100 * beta), 100, f"pilot (temperature {beta:.2g})")
-        if beta == 1.0:
-            break
-    start = x[rng.choice(num, settings.num_chains, replace=False)]
-    return _Pilot(start, x.mean(axis=0), _scale(x, wide), used)
-
-
-def _next_temperature(beta: float, log_l: np.ndarray, *, goal: float) -> tuple[float, np.ndarray]:
-    """The largest power of the likelihood that leaves `goal` effective points, and the weights."""
-
-    def log_weight(b: float) -> np.ndarray:
-        return (b - beta) * (log_l - log_l.max())
-
-    goal = min(goal, 0.5 * len(log_l))
-    if kish(log_weight(1.0)) >= goal:
-        return 1.0, log_weight(1.0)
-    # In the logarithm, because a sharp likelihood starts at powers as small as its inverse.
-    low, high = -40.0, math.log1p(-beta) if beta > 0 else 0.0
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        enough = kish(log_weight(beta + math.exp(middle))) >= goal
-        low, high = (middle, high) if enough else (low, middle)
-    found = beta + math.exp(low)
-    return found, log_weight(found)
-
-
-def _resample(rng: np.random.Generator, log_weight: np.ndarray, num: int) -> np.ndarray:
-    """Systematic resampling: indices of `num` points."""
-    cumulative = np.cumsum(np.exp(log_weight - log_weight.max()))
-    points = (rng.random() + np.arange(num)) / num * cumulative[-1]
-    return np.minimum(np.searchsorted(cumulative, points), len(log_weight) - 1)
-
-
-def _scale(x: np.ndarray, wide: np.ndarray) -> np.ndarray:
-    """A Cholesky factor of the covariance of `x`, kept regular by a little of the prior's."""
-    covariance = np.cov(x.T).reshape(x.shape[1], x.shape[1])
-    few = len(np.unique(x, axis=0)) <= 2 * x.shape[1]
-    share = 1e-2 if few else 1e-13
-    regular = share * wide + 1e-9 * np.diag(covariance)
-    return np.linalg.cholesky(covariance + np.diag(regular))
-
-
 # ---- flowMC --------------------------------------------------------------------------------------
 
 
@@ -506,7 +423,7 @@ class _Chains(NamedTuple):
 
 
 def _whitened(
-    target: Target, force: Target, pilot: _Pilot
+    target: Target, force: Target, pilot: Pilot
 ) -> tuple[Callable[[Any, Any], Any], dict[str, Any]]:
     r"""The log density of $y$ (up to a constant) as flowMC wants it, and the data it takes.
 

@@ -2,6 +2,7 @@ r"""The No-U-Turn sampler, from NumPyro."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -84,12 +85,18 @@ class NUTS:
             num_chains=self.num_chains,
             thinning=self.thinning,
             chain_method=self._chain_method(followed),
-            progress_bar=progress is not None,
+            # NumPyro draws its bar with carriage returns, which a log file cannot show.
+            progress_bar=progress is not None and sys.stderr.isatty(),
             jit_model_args=True,
         )
         fields = ("diverging", "num_steps", "accept_prob", "potential_energy")
         init = {"x": start if self.num_chains > 1 else start[0]}
+        steps = self.num_warmup + self.num_samples
+        if progress:
+            progress(0, steps, "sampling (steps of all chains)")
         mcmc.run(run_key, followed.data, init_params=init, extra_fields=fields)
+        if progress:
+            progress(steps, steps, "sampling (steps of all chains)")
         x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"], float)
         extra = {k: np.asarray(v) for k, v in mcmc.get_extra_fields(group_by_chain=True).items()}
         return self._result(target, followed, x, extra)

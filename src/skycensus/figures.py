@@ -1,0 +1,255 @@
+r"""The standard figures of a fitted hierarchical model, each by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from . import plots
+from .density import Population
+from .gw import rates
+from .informed import InformedObjects, informed_objects, observed_predictive
+from .likelihood import Samples
+from .model import HierarchicalModel
+from .predictive import hyperparameter_draws, population_curves, posterior_predictive
+from .result import Result
+
+SOLAR_MASSES = r"\ [M_\odot]$"
+LABELS: Mapping[str, str] = {
+    "mass_1_source": "$m_1" + SOLAR_MASSES,
+    "mass_2_source": "$m_2" + SOLAR_MASSES,
+    "mass_1": r"$m_1^\mathrm{det}" + SOLAR_MASSES,
+    "mass_2": r"$m_2^\mathrm{det}" + SOLAR_MASSES,
+    "chirp_mass_source": r"$\mathcal{M}" + SOLAR_MASSES,
+    "chirp_mass": r"$\mathcal{M}^\mathrm{det}" + SOLAR_MASSES,
+    "total_mass_source": "$M" + SOLAR_MASSES,
+    "total_mass": r"$M^\mathrm{det}" + SOLAR_MASSES,
+    "mass_ratio": "$q$",
+    "symmetric_mass_ratio": r"$\eta$",
+    "redshift": "$z$",
+    "luminosity_distance": r"$D_L\ [\mathrm{Mpc}]$",
+    "a_1": r"$\chi_1$",
+    "a_2": r"$\chi_2$",
+    "cos_tilt_1": r"$\cos\theta_1$",
+    "cos_tilt_2": r"$\cos\theta_2$",
+    "chi_eff": r"$\chi_\mathrm{eff}$",
+    "chi_p": r"$\chi_\mathrm{p}$",
+    "eccentricity": "$e$",
+}
+"""Axis labels of the parameters of compact binaries."""
+
+# A corner plot of more is a grey square.
+_MOST_PANELS = 12
+_GRID = 241
+
+
+def standard_figures(
+    model: HierarchicalModel,
+    result: Result,
+    *,
+    key: Any,
+    labels: Mapping[str, str] | None = None,
+    num_draws: int = 200,
+) -> dict[str, Figure]:
+    r"""Make the figures that every run of a hierarchical model has.
+
+    * `corner`, `trace`: the hyperparameters (the first 12 in the corner).
+    * `n_eff`: the effective draws behind every object's log marginal, if the result has them.
+    * `population_NAME`: the (rate) density of each parameter of the population.
+    * `rate`: the merger rate against redshift, for populations with a factor of `gw.redshift`.
+    * `objects_NAME`: each object alone and given the population, where it is known by draws.
+    * `observed_NAME`: cumulative distributions of observed and predicted objects, where the
+      selection is known by injections.
+
+    Args:
+        model: the model that was fitted.
+        result: its posterior.
+        key: for all draws that the figures need.
+        labels: name -> axis label of parameters or hyperparameters, over `LABELS`.
+        num_draws: of the hyperparameters; each is one curve of the bands.
+    """
+    labels = {**LABELS, **(labels or {})}
+    draw_key, curve_key, object_key, check_key = jax.random.split(key, 4)
+    figures = hyperparameter_figures(result, labels=labels)
+    hyper = hyperparameter_draws(result, num_draws, key=draw_key, prior=model.prior)
+    truth = _truth(model, result)
+    figures |= population_figures(
+        model.population,
+        hyper,
+        key=curve_key,
+        labels=labels,
+        truth=truth,
+        rate=model.rate == "poisson",
+    )
+    if isinstance(model.likelihood, Samples):
+        names = model.population(_first(hyper)).names
+        informed = informed_objects(model, result, key=object_key, num_draws=num_draws)
+        figures |= object_figures(informed, names, labels=labels)
+        if isinstance(model.selection, Samples):
+            figures |= _check_figures(model, result, check_key, names, labels, num_draws)
+    return figures
+
+
+def hyperparameter_figures(
+    result: Result, *, labels: Mapping[str, str] | None = None
+) -> dict[str, Figure]:
+    """`corner`, `trace` and, where known, `n_eff`."""
+    figures = {
+        "corner": plots.corner(result, list(result.draws)[:_MOST_PANELS], labels=labels),
+        "trace": plots.trace(result, labels=labels),
+    }
+    if result.n_eff is not None:
+        figures["n_eff"] = plots.n_eff(result.n_eff, result.object_names)
+    return figures
+
+
+def population_figures(
+    population: Population,
+    hyperparameters: Mapping[str, Any],
+    *,
+    key: Any,
+    labels: Mapping[str, str] | None = None,
+    truth: Mapping[str, Any] | None = None,
+    rate: bool = True,
+) -> dict[str, Figure]:
+    """`population_NAME` for every parameter, and `rate` where there is a redshift.
+
+    Args:
+        hyperparameters: name -> (draw,).
+        truth: true hyperparameters, of which there must be all.
+        rate: whether the density is a rate density; otherwise it is shown normalised.
+    """
+    labels = {**LABELS, **(labels or {})}
+    names = population(_first(hyperparameters)).names
+    draw_key, *keys = jax.random.split(key, 1 + len(names))
+    theta = posterior_predictive(population, hyperparameters, key=draw_key, num=50)
+    true = None if truth is None else {k: np.asarray(v, float)[None] for k, v in truth.items()}
+    figures = {}
+    for name, k in zip(names, keys, strict=True):
+        grid = _grid(theta[name])
+
+        def curves(h: Any, name: str = name, grid: Any = grid, k: Any = k) -> np.ndarray:
+            return population_curves(population, h, name, grid, key=k, normalise=not rate)
+
+        figures[f"population_{name}"] = _band(
+            grid, curves, hyperparameters, true, labels.get(name, name), rate=rate
+        )
+    if rate and _evolves(population, hyperparameters):
+        grid = np.linspace(0.0, float(_grid(theta[rates.PARAMETER])[-1]), _GRID)
+        evolution = rates.rate_evolution(population, hyperparameters, grid)
+        figures["rate"] = plots.density_bands(
+            grid,
+            evolution,
+            xlabel=labels[rates.PARAMETER],
+            ylabel=r"$R(z)\ [\mathrm{Gpc}^{-3}\,\mathrm{yr}^{-1}]$",
+            truth=None if true is None else rates.rate_evolution(population, true, grid)[0],
+            yscale="log",
+        )
+    return figures
+
+
+def object_figures(
+    informed: InformedObjects,
+    names: Sequence[str],
+    *,
+    labels: Mapping[str, str] | None = None,
+    num: int = 1000,
+) -> dict[str, Figure]:
+    """`objects_NAME`: the objects' own and population-informed intervals of each parameter."""
+    labels = {**LABELS, **(labels or {})}
+    figures = {}
+    for name in names:
+        own = [draws[name] for draws in informed.draws]
+        figures[f"objects_{name}"] = plots.object_posteriors(
+            informed.names,
+            own,
+            informed.resample(name, num),
+            xlabel=labels.get(name, name),
+            xscale="log" if _is_wide(np.concatenate(own)) else "linear",
+        )
+    return figures
+
+
+def _check_figures(
+    model: HierarchicalModel,
+    result: Result,
+    key: Any,
+    names: Sequence[str],
+    labels: Mapping[str, str],
+    num_draws: int,
+) -> dict[str, Figure]:
+    check = observed_predictive(model, result, key=key, num_draws=num_draws)
+    figures = {}
+    for name in (n for n in names if n in check.observed):
+        both = np.concatenate([check.observed[name].ravel(), check.predicted[name].ravel()])
+        grid = _grid(both)
+        observed, predicted = check.cumulative(name, grid)
+        figures[f"observed_{name}"] = plots.density_bands(
+            grid,
+            {"predicted": predicted, "observed": observed},
+            xlabel=labels.get(name, name),
+            ylabel="fraction of detected objects below",
+            xscale="log" if _is_wide(both) else "linear",
+        )
+    return figures
+
+
+def _band(
+    grid: np.ndarray,
+    curves: Callable[[Any], np.ndarray],
+    hyperparameters: Mapping[str, Any],
+    truth: Mapping[str, Any] | None,
+    label: str,
+    *,
+    rate: bool,
+) -> Figure:
+    values = curves(hyperparameters)
+    middle = np.median(values, axis=0)
+    # A straight axis would show the peak alone; mass distributions always have that shape.
+    low = np.mean((middle > 0) & (middle < 0.01 * middle.max())) > 0.25
+    steep = middle.max() > 0 and (low or label.endswith(SOLAR_MASSES))
+    what = "rate density" if rate else "probability density"
+    return plots.density_bands(
+        grid,
+        values,
+        xlabel=label,
+        ylabel=f"{what} in {label.replace(SOLAR_MASSES, '$')}",
+        truth=None if truth is None else curves(truth)[0],
+        yscale="log" if steep else "linear",
+    )
+
+
+def _grid(draws: np.ndarray) -> np.ndarray:
+    """Points over nearly all of the draws of a predictive distribution."""
+    low, high = np.quantile(draws, [0.0005, 0.9995])
+    inside = draws[(draws >= low) & (draws <= high)]
+    room = 0.02 * (high - low) or 0.5
+    # A bound that the draws respect (zero, one, a cosine) stays the end of the axis.
+    start = max(low - room, draws.min()) if np.all(inside >= 0) else low - room
+    return np.linspace(start, high + room, _GRID)
+
+
+def _is_wide(x: np.ndarray) -> bool:
+    low, high = np.quantile(x, [0.01, 0.99])
+    return bool(x.min() > 0 and high > 12 * low)
+
+
+def _first(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: np.asarray(x)[0] for name, x in hyperparameters.items()}
+
+
+def _evolves(population: Population, hyperparameters: Mapping[str, Any]) -> bool:
+    return rates.PARAMETER in population(_first(hyperparameters)).names
+
+
+def _truth(model: HierarchicalModel, result: Result) -> dict[str, Any] | None:
+    """All true hyperparameters, where the result knows those that were sampled."""
+    known = {name: value for name, value in (result.truth or {}).items() if value is not None}
+    if not all(name in known for name in model.prior.free):
+        return None
+    every = model.prior.complete({name: known[name] for name in model.prior.free})
+    return {**every, **{name: known[name] for name in every if name in known}}

@@ -1,0 +1,127 @@
+r"""From the prior to the posterior without a gradient: where chains start, how far they step."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ..diagnostics import kish
+from ..errors import InputError
+from ..model import Target
+from . import Progress, evaluate
+
+# A random walk works best at about this acceptance (Roberts & Rosenthal 2001, Stat. Sci. 16, 351).
+GOAL_ACCEPTANCE = 0.3
+
+
+class Pilot(NamedTuple):
+    """Starts (chain, dim), centre (dim,) and scale S (dim, dim), and evaluations spent."""
+
+    start: np.ndarray
+    center: np.ndarray
+    scale: np.ndarray
+    used: int
+
+
+def run_pilot(
+    target: Target,
+    rng: np.random.Generator,
+    *,
+    num_chains: int,
+    num_start: int,
+    num_particles: int,
+    progress: Progress | None = None,
+) -> Pilot:
+    r"""Carry prior draws to the posterior by tempering; starts and covariance are from there.
+
+    Points follow $\pi(x) L(x)^\beta$, $\beta$ rising to one in steps that leave half of them
+    effective; each step resamples them and moves them by random walks with their own covariance
+    (Del Moral, Doucet & Jasra 2006, JRSS B 68, 411).
+
+    Args:
+        target: as for a sampler; no gradient is taken.
+        rng: the source of all randomness.
+        num_chains: starts wanted.
+        num_start: prior draws to begin with.
+        num_particles: points carried, at least one for each chain.
+
+    Raises:
+        InputError: no prior draw with a likelihood, or a log density that is NaN or +inf, with
+            the point.
+    """
+    key = jax.random.key(int(rng.integers(2**31)))
+    x = np.asarray(target.sample_prior(key, num_start), float)
+    # A draw on the very edge of the prior is infinitely far away in unconstrained coordinates.
+    x = x[np.isfinite(x).all(axis=1)]
+    log_l, log_p = evaluate(target, x)
+    good = np.isfinite(log_l + log_p)
+    if not good.any():
+        raise InputError(
+            f"none of {num_start} prior draws has a likelihood above zero: every one "
+            "leaves some object outside the population; use a prior nearer to the data, or raise "
+            "num_start."
+        )
+    x, log_l, log_p = x[good], log_l[good], log_p[good]
+    wide = np.var(x, axis=0) if len(x) > 1 else np.ones(target.dim)
+    num = max(num_particles, num_chains)
+    used, beta, size = num_start, 0.0, 2.38 / math.sqrt(target.dim)
+    for _ in range(100):
+        beta, log_weight = _next_temperature(beta, log_l, goal=0.5 * num)
+        chosen = _resample(rng, log_weight, num)
+        x, log_l, log_p = x[chosen], log_l[chosen], log_p[chosen]
+        # At the posterior itself, enough to forget the last resampling.
+        moves = 3 if beta < 1.0 else 15
+        for move in range(moves):
+            if move % 3 == 0:
+                step = _scale(x, wide)
+            proposal = x + size * rng.standard_normal(x.shape) @ step.T
+            new_l, new_p = evaluate(target, proposal)
+            log_ratio = beta * (new_l - log_l) + new_p - log_p
+            accept = np.log(rng.random(num)) < log_ratio
+            x[accept], log_l[accept], log_p[accept] = proposal[accept], new_l[accept], new_p[accept]
+            size *= math.exp(accept.mean() - GOAL_ACCEPTANCE)
+        used += moves * num
+        if progress:
+            progress(int(100 * beta), 100, f"pilot (temperature {beta:.2g})")
+        if beta == 1.0:
+            break
+    start = x[rng.choice(num, num_chains, replace=False)]
+    return Pilot(start, x.mean(axis=0), _scale(x, wide), used)
+
+
+def _next_temperature(beta: float, log_l: np.ndarray, *, goal: float) -> tuple[float, np.ndarray]:
+    """The largest power of the likelihood that leaves `goal` effective points, and the weights."""
+
+    def log_weight(b: float) -> np.ndarray:
+        return (b - beta) * (log_l - log_l.max())
+
+    goal = min(goal, 0.5 * len(log_l))
+    if kish(log_weight(1.0)) >= goal:
+        return 1.0, log_weight(1.0)
+    # In the logarithm, because a sharp likelihood starts at powers as small as its inverse.
+    low, high = -40.0, math.log1p(-beta) if beta > 0 else 0.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        enough = kish(log_weight(beta + math.exp(middle))) >= goal
+        low, high = (middle, high) if enough else (low, middle)
+    found = beta + math.exp(low)
+    return found, log_weight(found)
+
+
+def _resample(rng: np.random.Generator, log_weight: np.ndarray, num: int) -> np.ndarray:
+    """Systematic resampling: indices of `num` points."""
+    cumulative = np.cumsum(np.exp(log_weight - log_weight.max()))
+    points = (rng.random() + np.arange(num)) / num * cumulative[-1]
+    return np.minimum(np.searchsorted(cumulative, points), len(log_weight) - 1)
+
+
+def _scale(x: np.ndarray, wide: np.ndarray) -> np.ndarray:
+    """A Cholesky factor of the covariance of `x`, kept regular by a little of the prior's."""
+    covariance = np.cov(x.T).reshape(x.shape[1], x.shape[1])
+    few = len(np.unique(x, axis=0)) <= 2 * x.shape[1]
+    share = 1e-2 if few else 1e-13
+    regular = share * wide + 1e-9 * np.diag(covariance)
+    return np.linalg.cholesky(covariance + np.diag(regular))
