@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
@@ -29,7 +30,7 @@ def model():
     rng = np.random.default_rng(8)
     truth = population({name: np.asarray(value) for name, value in TRUTH.items()})
     found = {n: np.asarray(x) for n, x in truth.sample(jax.random.key(1), (3000,)).items()}
-    log_ref = np.asarray(truth.log_prob(found)) - 3.0
+    log_ref = np.asarray(truth.log_prob(jax.tree.map(jnp.asarray, found))) - 3.0
     objects = []
     for i in range(8):
         around = {n: x[i] * np.exp(0.1 * rng.normal(size=200)) for n, x in found.items()}
@@ -55,13 +56,13 @@ def test_every_figure_of_a_gravitational_wave_model(model, result, tmp_path):
     names = {"mass_1_source", "mass_2_source", "redshift"}
     expected = {f"{kind}_{n}" for n in names for kind in ("population", "objects", "observed")}
     assert set(found) == expected | {"corner", "trace", "rate"}
-    assert all(path.stat().st_size > 5000 for path in save_figures(found, tmp_path))
+    new = {name: found[name] for name in ("rate", "population_mass_2_source", "observed_redshift")}
+    assert all(path.stat().st_size > 5000 for path in save_figures(new, tmp_path))
     rate = found["rate"].axes[0]
     assert "Gpc" in rate.get_ylabel()
-    median, truth = (line.get_ydata() for line in rate.lines)
-    z = rate.lines[1].get_xdata()
-    inside = z <= 1
-    np.testing.assert_allclose(truth[inside], np.exp(3) * (1 + z[inside]) ** 2.5, rtol=1e-10)
+    median, truth = (np.asarray(line.get_ydata()) for line in rate.lines)
+    z = np.asarray(rate.lines[1].get_xdata())
+    np.testing.assert_allclose(truth, np.exp(3) * (1 + z) ** 2.5, rtol=1e-10)
     np.testing.assert_allclose(median[0], np.exp(3), rtol=0.15)
 
 
@@ -78,4 +79,4 @@ def test_a_normalised_population_of_tabulated_objects():
     assert set(found) == {"corner", "trace", "population_x"}
     axes = found["population_x"].axes[0]
     assert axes.get_ylabel() == "probability density in x"
-    assert abs(axes.lines[0].get_ydata().max() - 0.4) < 0.02
+    assert abs(np.max(axes.lines[0].get_ydata()) - 0.4) < 0.02

@@ -43,15 +43,42 @@ def exact_p(x, name, alpha, low):
     return quad(of_m1, start, 50, epsabs=0, epsrel=1e-10)[0] if start < 50 else 0.0
 
 
-@pytest.mark.parametrize(("name", "grid"), [("m2", (6, 48)), ("q", (0.12, 0.95))])
-def test_a_conditional_factor_is_integrated(name, grid):
-    grid = np.linspace(*grid, 23)
+@pytest.mark.parametrize(("name", "low", "high"), [("m2", 6, 48), ("q", 0.12, 0.95)])
+def test_a_conditional_factor_is_integrated(name, low, high):
+    grid = np.linspace(low, high, 23)
     curves = population_curves(masses, HYPER, name, grid, key=KEY)
     for curve, alpha, low in zip(curves, *HYPER.values(), strict=True):
         exact = np.array(
             [exact_p(x, name, alpha, low) if x > low or name == "q" else 0 for x in grid]
         )
         np.testing.assert_allclose(curve, exact, rtol=2e-3, atol=2e-4 * exact.max())
+
+
+class Ramp:
+    """A density over m1 that does not tell its support: linear from 2 to 6."""
+
+    names = ("m1",)
+
+    def log_prob(self, theta):
+        x = theta["m1"]
+        inside = (x > 2) & (x < 6)
+        return jnp.where(inside, jnp.log(jnp.where(inside, (x - 2) / 8, 1.0)), -jnp.inf)
+
+    def sample(self, key, sample_shape=()):
+        return {"m1": 2 + 4 * jnp.sqrt(jax.random.uniform(key, sample_shape))}
+
+
+def test_edges_that_nobody_tells_are_found():
+    """x | m1 uniform on [0, sqrt(m1 - 2)], which is not defined below m1 = 2."""
+
+    def population(h):
+        return Joint(m1=Ramp(), x=lambda t: dist.Uniform(0.0, h["a"] * jnp.sqrt(t["m1"] - 2)))
+
+    grid = np.linspace(-0.5, 2.5, 31)
+    curve = population_curves(population, {"a": np.ones(1)}, "x", grid, key=KEY)[0]
+    # The integral of (t/8) / sqrt(t) over t = m1 - 2 from x² to 4.
+    exact = np.where((grid >= 0) & (grid <= 2), (8 - np.abs(grid) ** 3) / 12, 0)
+    np.testing.assert_allclose(curve, exact, rtol=1e-3, atol=1e-4)
 
 
 def test_a_leading_factor_is_exact():

@@ -54,8 +54,8 @@ def analyse(
     * at thinned draws, every object's log marginal $\ln m_i(\Lambda)$, its Monte Carlo variance and
       $n_{\mathrm{eff},i} = 1/(\mathrm{var}_i + 1/N_i)$. A single weighted chain is thinned in
       proportion to its weights, so that these draws count the same and may repeat; others evenly;
-    * at the same draws, the Monte Carlo variance of $\ln L$ (`measures`: its mean and largest value)
-      and the effective number of injections (its mean and smallest value);
+    * `measures`: over the same draws, mean and largest Monte Carlo variance of $\ln L$, mean and
+      smallest effective number of injections;
     * `derived`: tied hyperparameters, `total_rate` $= \sum_k R_k$ where the population is a rate
       density, and whatever the argument `derived` returns;
     * notes on objects and injections with few effective draws, and on a noisy $\ln L$. That is a
@@ -163,7 +163,7 @@ def marginals_at(
 
 
 def effective_draws(form: Any, variance: np.ndarray) -> np.ndarray | None:
-    r"""Return $n_\mathrm{eff} = 1/(\mathrm{var} + 1/N)$; None for a form without Monte Carlo noise."""
+    r"""Return $n_\mathrm{eff} = 1/(\mathrm{var} + 1/N)$; None for a form without such noise."""
     drawn = getattr(form, "num_drawn", None)
     if drawn is None:
         return None
@@ -182,9 +182,7 @@ def _thinned(result: Result, num: int) -> np.ndarray:
     return np.searchsorted(cumulative, places, side="right")
 
 
-def _with_marginals(
-    model: HierarchicalModel, result: Result, num: int, min_n_eff: float
-) -> Result:
+def _with_marginals(model: HierarchicalModel, result: Result, num: int, min_n_eff: float) -> Result:
     index = _thinned(result, num)
     shape = (result.shape[0], len(index))
     flat = {name: result.draws[name][:, index].reshape(-1) for name in model.prior.names}
@@ -253,10 +251,10 @@ def compile_clock() -> Iterator[Callable[[], float]]:
     """Measure the seconds in which JAX traces and compiles; yields a function that returns them."""
     spans: list[tuple[float, float]] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile"):
             now = time.perf_counter()
-            spans.append((now - duration, now))
+            spans.append((now - duration_secs, now))
 
     def total() -> float:
         # Tracing a function traces those that it calls: nested spans count once.

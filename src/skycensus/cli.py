@@ -1,4 +1,4 @@
-"""The `skycensus` command. What it needs is imported when it is needed: help must not wait for JAX."""
+"""The `skycensus` command. Its imports wait until they are needed: help must not load JAX."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def guarded(run: Callable[[], int]) -> int:
     """Turn the ways in which a command ends into exit codes and messages without tracebacks."""
-    signal_before = None
-    try:
+    before = None
+    with suppress(ValueError):  # not in the main thread
         # A terminated run cleans up like an interrupted one.
-        signal_before = signal.signal(signal.SIGTERM, _interrupt)
-    except ValueError:
-        pass  # not in the main thread
+        before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return run()
     except InputError as error:
@@ -65,8 +63,8 @@ def guarded(run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     finally:
-        if signal_before is not None:
-            signal.signal(signal.SIGTERM, signal_before)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(*_: Any) -> None:
@@ -278,7 +276,7 @@ def start_jax(raw: dict[str, Any]) -> None:
 
     jax.config.update("jax_enable_x64", True)
     folder = cache_folder()
-    if folder is not None and not jax.config.jax_compilation_cache_dir:
+    if folder is not None and not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
         # Two runs at a time may see each other's half-written entry: it is compiled again.
@@ -350,14 +348,15 @@ def _bars() -> Iterator[Callable[[int, int, str], None]]:
 
 def _lines(every: float = 2.0) -> Callable[[int, int, str], None]:
     began = time.monotonic()
-    last = {"what": "", "time": -every}
+    last_name, last_time = "", -every
 
     def report(done: int, total: int, what: str) -> None:
+        nonlocal last_name, last_time
         name = what.split(" (")[0]
         now = time.monotonic()
-        if name == last["what"] and done < total and now - float(last["time"]) < every:
+        if name == last_name and done < total and now - last_time < every:
             return
-        last.update(what=name, time=now)
+        last_name, last_time = name, now
         print(f"[{now - began:6.1f} s] {what}: {done}/{total}", file=sys.stderr, flush=True)
 
     return report

@@ -7,6 +7,7 @@ distributions; `Joint` joins them by name and `Mixture` adds them up.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -94,20 +95,26 @@ class Joint:
         """Split over the leaves of a factor that is a mixture; see `log_terms`."""
         check_names(self.names, theta)
         seen: Theta = theta
-        common: Array | float = 0.0
+        values: list[Array] = []
+        masks: list[Array] = []
         split: dict[str, Array] | None = None
         for key, factor in self.factors.items():
             factor = _given(factor, seen)
             if isinstance(factor, dist.Distribution):
-                value, seen = _distribution_log_prob(key, factor, seen)
-            elif split is None and isinstance(factor, Mixture):
+                value, inside, seen = _distribution_log_prob(key, factor, seen)
+                if inside is not None:
+                    masks.append(inside)
+            elif split is None and hasattr(factor, "log_terms"):
                 split = factor.log_terms(theta)
                 continue
             else:
                 value = factor.log_prob(theta)
-            common = common + value
+            values.append(value)
+        common = functools.reduce(jnp.add, values) if values else jnp.zeros(())
+        if masks:  # one mask for all supports: each costs a pass forwards and backwards
+            common = jnp.where(functools.reduce(jnp.logical_and, masks), common, -jnp.inf)
         if split is None:
-            return {"": jnp.asarray(common)}
+            return {"": common}
         return {leaf: term + common for leaf, term in split.items()}
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> dict[str, Array]:
@@ -269,31 +276,34 @@ def check_names(names: tuple[str, ...], theta: Theta) -> None:
             )
 
 
-def _distribution_log_prob(key: Names, d: dist.Distribution, theta: Theta) -> tuple[Array, Theta]:
-    """Log density of one NumPyro factor, and theta as later factors may see it."""
+def _distribution_log_prob(
+    key: Names, d: dist.Distribution, theta: Theta
+) -> tuple[Array, Array | None, Theta]:
+    """Log density of one NumPyro factor, where it holds (None: everywhere), and theta as later
+    factors may see it."""
     if isinstance(key, tuple):
-        return d.log_prob(jnp.stack([theta[n] for n in key], axis=-1)), theta
+        return d.log_prob(jnp.stack([theta[n] for n in key], axis=-1)), None, theta
     x = theta[key]
     bounds = _bounds(d)
     if bounds is None:
-        return d.log_prob(x), theta
+        return d.log_prob(x), None, theta
     if isinstance(theta, Kernels) and key in theta.width:
         return _kernel_log_prob(key, d, theta, bounds)
-    outside: Any = -jnp.inf
     if hasattr(d, "inside"):
         inside = d.inside(x)
     else:
         inside = _inside(d.support, x, *bounds)
-        # Every comparison with a bound that is NaN is false, which must not look like "outside".
-        outside = jnp.where(jnp.isnan(bounds[0]) | jnp.isnan(bounds[1]), jnp.nan, -jnp.inf)
     if not getattr(d, "finite_outside_support", False):
         x = jnp.where(inside, x, _within(*bounds))
-    return jnp.where(inside, d.log_prob(x), outside), theta
+    # Every comparison with a bound that is NaN is false, which must not look like "outside".
+    broken = jnp.isnan(bounds[0]) | jnp.isnan(bounds[1])
+    value = d.log_prob(x) if hasattr(d, "inside") else jnp.where(broken, jnp.nan, d.log_prob(x))
+    return value, inside if hasattr(d, "inside") else inside | broken, theta
 
 
 def _kernel_log_prob(
     key: str, d: dist.Distribution, theta: Kernels, bounds: tuple[Any, Any]
-) -> tuple[Array, Theta]:
+) -> tuple[Array, Array, Theta]:
     low, high = bounds
     x, width = theta[key], _KERNEL_REACH * theta.width[key]
     clipped, inside = x, jnp.ones_like(x)
@@ -308,7 +318,7 @@ def _kernel_log_prob(
     if not getattr(d, "finite_outside_support", False):
         clipped = jnp.where(out, _within(low, high), clipped)
     value = d.log_prob(clipped) + jnp.log(jnp.where(out, 1.0, inside))
-    return jnp.where(out, -jnp.inf, value), Kernels({**theta, key: clipped}, theta.width)
+    return value, ~out, Kernels({**theta, key: clipped}, theta.width)
 
 
 # The kernel's half-width in units of its standard deviation.

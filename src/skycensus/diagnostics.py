@@ -33,9 +33,8 @@ REMEDIES: Mapping[str, str] = MappingProxyType(
         "importance_ess": "raise num_samples, or let the proposal adapt longer",
         "monte_carlo_variance": "log L is not known well enough: use more draws per object or more "
         "injections, or set max_variance",
-        "few_draws": "their log marginals are rough: use more draws of these objects, or leave them "
-        "out and say so",
-        "few_injections": "the selection integral is rough: use more injections, drawn closer to the "
+        "few_draws": "their log marginals are rough: use more draws of them, or leave them out",
+        "few_injections": "the selection integral is rough: use more injections, nearer to the "
         "population",
         "prior_edge": "the bound may set this result, not the data: widen the prior unless the "
         "bound is physical",
@@ -378,7 +377,7 @@ def _chain_problems(
 def variance_finding(
     variance: ArrayLike, log_weight: ArrayLike | None = None, *, goal: float = 1.0
 ) -> Problem | None:
-    r"""What is wrong with the Monte Carlo variance of $\log L$ at the draws; None where it is small.
+    r"""A Monte Carlo variance of $\log L$ that is too large, as a problem; None where it is small.
 
     Args:
         variance: at every draw, any shape.

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from . import plots
 from .density import Population
@@ -15,6 +14,7 @@ from .gw import rates
 from .informed import InformedObjects, informed_objects, observed_predictive
 from .likelihood import Samples
 from .model import HierarchicalModel
+from .plots import Figure
 from .predictive import hyperparameter_draws, population_curves, posterior_predictive
 from .result import Result
 
@@ -139,7 +139,7 @@ def population_figures(
             grid, curves, hyperparameters, true, labels.get(name, name), rate=rate
         )
     if rate and _evolves(population, hyperparameters):
-        grid = np.linspace(0.0, float(_grid(theta[rates.PARAMETER])[-1]), _GRID)
+        grid = np.linspace(0.0, float(theta[rates.PARAMETER].max()), _GRID)
         evolution = rates.rate_evolution(population, hyperparameters, grid)
         figures["rate"] = plots.density_bands(
             grid,

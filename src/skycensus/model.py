@@ -73,14 +73,17 @@ class HierarchicalModel:
                 "rate='poisson' needs a selection: the expected number of detections is part of the "
                 "likelihood. Give one, or use rate='shape'."
             )
-        self.prior = prior.resolve(*_asked_names(population))
+        needed, optional = _asked_names(population)
+        self.prior = prior.resolve(needed, optional)
         self.population = population
         self.likelihood = likelihood
         self.selection = selection
         self.rate = rate
         self.log_exposure = log_exposure
         self.max_variance = max_variance
-        example = self.prior.complete(self.prior.sample(jax.random.key(0)))
+        point = self.prior.complete(self.prior.sample(jax.random.key(0)))
+        # Names that only ties use are none of the population's.
+        example = {name: point[name] for name in (*needed, *optional) if name in point}
         self._parts = [
             None if part is None else _stage(part, population, example)
             for part in (likelihood, selection)
@@ -347,7 +350,8 @@ def _asked_names(population: Population) -> tuple[tuple[str, ...], tuple[str, ..
         return density.log_prob({name: jnp.full((), 0.5) for name in density.names})
 
     jax.eval_shape(look)
-    return tuple(asked), tuple(name for name in asked.optional if not dict.__contains__(asked, name))
+    needed = tuple(asked)
+    return needed, tuple(name for name in asked.optional if name not in needed)
 
 
 def _stage(part: Any, population: Population, example: Hyperparameters) -> Any:

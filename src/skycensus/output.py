@@ -110,8 +110,22 @@ def run_analysis(
             truth=inference.truth,
             derived=inference.derived,
         )
-        seconds = {"reading": inference.seconds_reading, **result.seconds}
-        seconds["total"] = inference.seconds_reading + time.perf_counter() - began
+        fault, drawing = None, time.perf_counter()
+        if inference.figures:
+            report = progress or (lambda *_: None)
+            report(0, 1, "figures")
+            try:
+                draw_figures(inference, result, folder / "figures")
+            except (Exception, KeyboardInterrupt) as error:  # told when the draws are in place
+                fault = error
+            report(1, 1, "figures")
+        done = time.perf_counter()
+        seconds = {
+            "reading": inference.seconds_reading,
+            **result.seconds,
+            "figures": done - drawing,
+            "total": inference.seconds_reading + done - began,
+        }
         provenance = {
             "seed": inference.seed,
             "sampler": described(inference.sampler),
@@ -125,15 +139,6 @@ def run_analysis(
         write_result(result, folder, config=inference.config)
         if extra is not None:
             extra(result, folder)
-        fault = None
-        if inference.figures:
-            report = progress or (lambda *_: None)
-            report(0, 1, "figures")
-            try:
-                draw_figures(inference, result, folder / "figures")
-            except Exception as error:  # told below, when the draws are in their place
-                fault = error
-            report(1, 1, "figures")
     if fault is not None:
         fault.add_note(f"The result was written to {out} before its figures failed.")
         raise fault
@@ -180,7 +185,8 @@ def draw_figures(inference: Inference, result: Result, folder: Path) -> list[Pat
 
 def described(sampler: Any) -> dict[str, Any]:
     """A sampler's class and settings."""
-    settings = dataclasses.asdict(sampler) if dataclasses.is_dataclass(sampler) else {}
+    is_one = dataclasses.is_dataclass(sampler) and not isinstance(sampler, type)
+    settings = dataclasses.asdict(sampler) if is_one else {}
     return {"kind": type(sampler).__name__, **settings}
 
 
@@ -312,7 +318,7 @@ def report(result: Result, out: str | Path) -> str:
         error = result.log_evidence_error
         plus = f" +- {error:.3f}" if error is not None else ""
         lines.append(f"log evidence {result.log_evidence:.3f}{plus}")
-    parts = ("reading", "compiling", "sampling", "total")
+    parts = ("reading", "compiling", "sampling", "figures", "total")
     spent = [f"{name} {result.seconds[name]:.1f} s" for name in parts if name in result.seconds]
     lines.append(", ".join(spent))
     lines.append(str(result.status))

@@ -176,8 +176,8 @@ def test_spin_along_the_orbit_is_louder():
 
 
 def test_single_precision(detection):
-    theta = {"mass_1_source": np.float32(30.0), "mass_ratio": np.float32(0.7)}
-    theta["redshift"] = np.linspace(0.01, 0.6, 30, dtype=np.float32)
+    z = np.linspace(0.01, 0.6, 30, dtype=np.float32)
+    theta = {"mass_1_source": np.float32(30.0), "mass_ratio": np.float32(0.7), "redshift": z}
     with jax.enable_x64(False):
         single = detection.p_det(theta)
     assert single.dtype == np.float32

@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ def _sections(raw: Mapping[str, Any], name: str, problems: list[str]) -> dict[st
             continue
         table = tables[key]
         if key == "population":  # other keys are options of the families
-            table = {k: v for k, v in table.items() if k in cls.__dataclass_fields__}
+            fixed = [f.name for f in fields(cls)]
+            table = {k: v for k, v in table.items() if k in fixed}
         out[key] = fill(cls, table, f"{name} [{key}]", problems)
     out["selection"] = _selection(tables["selection"], name, problems)
     return out
@@ -190,12 +191,12 @@ def _split_key(key: str) -> list[str] | None:
 
 def _path_keys() -> dict[tuple[str, str], str]:
     """(section, key) -> what relative paths of that key are relative to."""
-    classes: list[tuple[str, type]] = [(k, c) for k, c in SECTIONS.items() if c is not None]
+    classes: list[tuple[str, Any]] = [(k, c) for k, c in SECTIONS.items() if c is not None]
     classes += [("selection", c) for c in SELECTIONS.values()]
     keys = {
-        (section, name): f.metadata["path"]
+        (section, f.name): f.metadata["path"]
         for section, cls in classes
-        for name, f in cls.__dataclass_fields__.items()
+        for f in fields(cls)
         if "path" in f.metadata
     }
     return keys | {("prior", "file"): "data", ("truth", "file"): "data"}

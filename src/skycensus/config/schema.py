@@ -15,20 +15,17 @@ from ..errors import did_you_mean
 
 T = TypeVar("T")
 
-REQUIRED: Any = dataclasses.MISSING
-
-
-def _path(default: Any = REQUIRED, where: str = "data") -> Any:
-    """A key that names files: relative to `data.path` ("data") or to the config ("config")."""
-    return field(default=default, metadata={"path": where})
+# A key that names files: relative to `data.path`, or to the config.
+OF_DATA = {"path": "data"}
+BESIDE = {"path": "config"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """`[data]`: the objects."""
 
-    events: str | list[str] = _path()
-    path: str = _path(".", "config")
+    events: str | list[str] = field(metadata=OF_DATA)
+    path: str = field(default=".", metadata=BESIDE)
     exclude: list[str] = field(default_factory=list)
     reference_prior: str | dict[str, Any]
     columns: dict[str, str] | None = None
@@ -49,7 +46,7 @@ class Population:
     spin: str | list[str] | None = None
     redshift: str | None = None
     eccentricity: str | None = None
-    python: str | None = _path(None, "config")
+    python: str | None = field(default=None, metadata=BESIDE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,7 @@ class Model:
 class Injections:
     """`[selection]` with `kind = "injections"`."""
 
-    file: str = _path()
+    file: str = field(metadata=OF_DATA)
     far_cut: float | None = None
     snr_cut: float | None = None
     total_generated: float | None = None
@@ -90,7 +87,7 @@ class Injections:
 class Neural:
     """`[selection]` with `kind = "neural_vt"` or `kind = "neural_pdet"`."""
 
-    file: str = _path()
+    file: str = field(metadata=OF_DATA)
     time: float | str
     is_log: bool | None = None
     num_draws: int = 20_000
@@ -101,7 +98,7 @@ class SemiAnalytic:
     """`[selection]` with `kind = "semi_analytic"`."""
 
     time: float | str
-    noise: str = _path("aLIGO-early-high")
+    noise: str = field(default="aLIGO-early-high", metadata=OF_DATA)
     snr_threshold: float = 8.0
     low_frequency: float = 10.0
     aligned_spin: bool = False
@@ -116,7 +113,7 @@ class SemiAnalytic:
 class PythonSelection:
     """`[selection]` with `kind = "python"`: a function of theta, a probability or a volume."""
 
-    function: str = _path(REQUIRED, "config")
+    function: str = field(metadata=BESIDE)
     time: float | str = 1.0
     is_log: bool = False
     num_draws: int = 20_000
@@ -127,7 +124,7 @@ class NoSelection:
     """`[selection]` with `kind = "none"`."""
 
 
-SELECTIONS: dict[str, type] = {
+SELECTIONS: dict[str, Any] = {
     "injections": Injections,
     "neural_vt": Neural,
     "neural_pdet": Neural,
@@ -152,10 +149,10 @@ class Simulate:
     """`[simulate]`: a mock catalogue of the same population, for `skycensus simulate`."""
 
     detection: Literal["chirp_mass_volume", "semi_analytic", "python"] = "chirp_mass_volume"
-    function: str | None = _path(None, "config")
+    function: str | None = field(default=None, metadata=BESIDE)
     volume_amplitude: float = 8.5e-4
     volume_exponent: float = 2.2
-    noise: str = _path("aLIGO-early-high")
+    noise: str = field(default="aLIGO-early-high", metadata=OF_DATA)
     snr_threshold: float = 8.0
     exposure: float = 1.0
     num_events: int | None = None
@@ -171,7 +168,7 @@ class Simulate:
     redshift_range: list[float] = field(default_factory=lambda: [1e-3, 2.3])
 
 
-SECTIONS: dict[str, type | None] = {
+SECTIONS: dict[str, Any] = {
     "data": Data,
     "population": Population,
     "cosmology": Cosmology,

@@ -26,10 +26,10 @@ from ..gw.mock import (
 from ..gw.mock_files import write_catalogue
 from ..gw.neural import Training, train_network, write_network
 from ..gw.tables import read_posterior
-from ..model import hyperparameter_names
 from ..output import check_folder, new_folder
 from . import Config, collecting, read_config
-from .gw import Plan, _noise, load_function, make_plan
+from .names import load_function
+from .plan import Plan, make_plan, noise_of, resolved
 
 CATALOGUE_MARK = "catalogue.json"
 
@@ -53,7 +53,7 @@ def simulate(config: Config, out: str | Path, *, overwrite: bool = False) -> Cat
     if section is not None:
         with collecting(problems, f"{plan.name} [simulate]: "):
             _check_section(section)
-    if problems:
+    if problems or section is None:
         raise InputError("\n".join(problems))
     check_folder(out, overwrite=overwrite, mark=CATALOGUE_MARK)
     detection = _detection(plan, section)
@@ -99,12 +99,11 @@ def _without_data(config: Config) -> Config:
 
 def _complete_truth(plan: Plan) -> dict[str, float]:
     """The true value of every hyperparameter: from `[truth]`, or fixed or tied in `[prior]`."""
-    assert plan.population is not None and plan.prior is not None
-    resolved = plan.prior.resolve(hyperparameter_names(plan.population))
-    truth = {**resolved.fixed, **(plan.truth or {})}
-    if missing := [name for name in resolved.names if name not in truth]:
+    prior = resolved(plan)
+    truth = {**prior.fixed, **(plan.truth or {})}
+    if missing := [name for name in prior.names if name not in truth]:
         raise InputError(f"no value of {missing}; a simulation needs all hyperparameters.")
-    return {name: float(value) for name, value in resolved.complete(truth).items()} | truth
+    return {name: float(value) for name, value in prior.complete(truth).items()} | truth
 
 
 def _check_section(section: Any) -> None:
@@ -126,7 +125,7 @@ def _detection(plan: Plan, section: Any) -> Callable[[Mapping[str, Any]], Any]:
     if section.detection == "python":
         return load_function(section.function, plan.config.folder, "function")[0]
     detection = SemiAnalyticDetection(
-        _noise(plan.config, section.noise),
+        noise_of(plan.config, section.noise),
         snr_threshold=section.snr_threshold,
         cosmology=plan.universe,
     )

@@ -18,7 +18,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import promote_shapes
 
 from ..density import Density, Joint, Mixture
-from ..distributions import PowerLaw, mean_exp
+from ..distributions import PowerLaw, mean_exp, safe_log
 from ..errors import InputError
 from .families import (
     Family,
@@ -45,7 +45,10 @@ def power_law_mass_ratio(h: Hyperparameters, suffix: str = "") -> Density:
     return Joint(
         {
             "mass_1_source": PowerLaw(-alpha, low, high),
-            "mass_ratio": lambda theta: PowerLaw(beta, low / theta["mass_1_source"], 1.0),
+            # ln(low/m1) as a difference: the logarithm of the data is taken once and for all.
+            "mass_ratio": lambda theta: PowerLaw(
+                beta, log_low=jnp.log(low) - safe_log(theta["mass_1_source"]), log_high=0.0
+            ),
         }
     )
 

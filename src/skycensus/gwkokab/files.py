@@ -53,7 +53,7 @@ def positive(given: Mapping[str, Any], key: str, default: Any, where: str) -> An
 
 _KERNEL = {n: n for n in ("dense_mass", "max_tree_depth", "target_accept_prob")}
 _MCMC = {n: n for n in ("num_warmup", "num_samples", "num_chains", "thinning", "chain_method")}
-# What NUTS here always does, and what has no say in where it ends: other values are not offered.
+# What NUTS always does here; other values are not offered.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "adapt_step_size": (True,),
     "adapt_mass_matrix": (True,),
@@ -61,7 +61,9 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "forward_mode_differentiation": (False,),
     "inverse_mass_matrix": (None,),
 }
-_FREE = {"step_size", "find_heuristic_step_size", "jit_model_args", "progress_rate"}
+# What only starts the tuning, or has to do with how a run looks.
+_TUNED = ("step_size", "find_heuristic_step_size")
+_SHOWN = ("progress_bar", "progress_rate", "jit_model_args")
 _FLOW = {
     **{
         f"n_{name}": f"num_{name}"
@@ -126,9 +128,8 @@ def read_sampler(path: str | Path, kind: str) -> SamplerSettings:
 def _nuts(settings: dict[str, Any], where: str) -> SamplerSettings:
     check_keys(settings, ("kernel", "mcmc"), where)
     kernel, mcmc = settings.get("kernel", {}), settings.get("mcmc", {})
-    check_keys(kernel, [*_KERNEL, *_FIXED, "step_size", "find_heuristic_step_size"],
-                f"{where}, kernel")  # fmt: skip
-    check_keys(mcmc, [*_MCMC, "progress_bar", "progress_rate", "jit_model_args"], f"{where}, mcmc")
+    check_keys(kernel, [*_KERNEL, *_FIXED, *_TUNED], f"{where}, kernel")
+    check_keys(mcmc, [*_MCMC, *_SHOWN], f"{where}, mcmc")
     notes = []
     for key, allowed in _FIXED.items():
         if kernel.get(key, allowed[0]) not in allowed:
@@ -146,8 +147,8 @@ def _nuts(settings: dict[str, Any], where: str) -> SamplerSettings:
     if "max_tree_depth" in fields:
         positive(fields, "max_tree_depth", 1, f"{where}, kernel")
     if not isinstance(fields.get("dense_mass", True), bool):
-        fields["dense_mass"] = True
-        notes.append("dense_mass names blocks: all parameters share one dense mass matrix.")
+        fields["dense_mass"] = bool(fields["dense_mass"])
+        notes.append("dense_mass names blocks: one matrix for all parameters is used instead.")
     methods = ("parallel", "sequential", "vectorized")
     if fields.get("chain_method", "parallel") not in methods:
         raise InputError(
@@ -161,14 +162,13 @@ def _nuts(settings: dict[str, Any], where: str) -> SamplerSettings:
 
 
 def _flow(settings: dict[str, Any], where: str) -> SamplerSettings:
-    if nested := {"bundle_config", "data_dump"} & set(settings):
+    if {"bundle_config", "data_dump"} & set(settings):
         check_keys(settings, ("data_dump", "bundle_config"), where)
         dump, given = settings.get("data_dump", {}), dict(settings.get("bundle_config", {}))
         check_keys(dump, ("n_samples", "save_chains_every_step"), f"{where}, data_dump")
         where = f"{where}, bundle_config"
     else:
         dump, given = {}, settings
-    del nested
     check_keys(given, [*_FLOW, *_UNSCALED, "verbose"], where)
     fields = {_FLOW[key]: value for key, value in given.items() if key in _FLOW}
     if "n_samples" in dump:

@@ -33,7 +33,10 @@ def simulate(options: Any, command: str) -> int:
     if prior.free:
         raise InputError(f"{where}: {', '.join(prior.free)} must be numbers, not distributions.")
     hyper = prior.complete({})
-    density = population.function(hyper)
+    try:
+        density = population.function(hyper)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
     key = jax.random.key(options.seed)
     pmean = read_pmean(options.pmean_cfg)
     errors = MockErrors(read_json(options.err_json, "error"), population.parameters)

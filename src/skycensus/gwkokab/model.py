@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import InputError
 
-# The parameters that each --add-... option brings in, in GWKokab's order, and the names that earlier
-# versions had for the option.
+# The parameters that each --add-... option brings in, in GWKokab's order, and what earlier versions
+# called the option.
 EXTRAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "beta-spin-magnitude": (("a_1", "a_2"), ("beta-spin",)),
     "truncated-normal-spin-magnitude": (("a_1", "a_2"), ("truncated-normal-spin",)),
@@ -61,15 +61,17 @@ def make_population(n_pl: int | None, n_g: int | None, extras: Sequence[str] = (
     if n_pl is None or n_g is None:
         raise InputError("give the numbers of components with --n-pl and --n-g.")
     families = [family for extra in chosen for family in _families(extra)]
-    return Population(tuple(parameters), n_power_laws_m_gaussians(n_pl, n_g, extra=families))
+    function: Callable[[Any], Any] = n_power_laws_m_gaussians(n_pl, n_g, extra=families)
+    if "beta-spin-magnitude" in chosen:
+        suffixes = [f"_pl_{i}" for i in range(n_pl)] + [f"_g_{i}" for i in range(n_g)]
+        function = _without_singular_betas(function, suffixes)
+    return Population(tuple(parameters), function)
 
 
 def _families(extra: str) -> list[Callable[..., Any]]:
     from ..gw import eccentricity, families, redshift, spin
 
     parameters = EXTRAS[extra][0]
-    ranges = {"a": (0.0, 1.0), "s": (-1.0, 1.0), "chi_p": (0.0, 1.0)}
-    low, high = ranges.get(parameters[0], ranges.get(parameters[0][0], (None, None)))
     special: dict[str, Any] = {
         "beta-spin-magnitude": spin.beta_magnitudes,
         "spin-magnitude-mixture": spin.magnitude_mixture,
@@ -85,8 +87,62 @@ def _families(extra: str) -> list[Callable[..., Any]]:
     if extra in special:
         return [special[extra]]
     if extra.startswith("truncated-normal"):
+        low, high = (-1.0 if parameters[0].startswith("spin_") else 0.0), 1.0
         return [families.truncated_normal(name, low=low, high=high) for name in parameters]
     return [families.uniform(name) for name in parameters]
+
+
+class _With(Mapping[str, Any]):
+    """Hyperparameters, some of them replaced."""
+
+    def __init__(self, h: Mapping[str, Any], values: Mapping[str, Any]):
+        self.h, self.values_ = h, values
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values_[name] if name in self.values_ else self.h[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.values_[name] if name in self.values_ else self.h.get(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values_ or name in self.h
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.h)
+
+    def __len__(self) -> int:
+        return len(self.h)
+
+
+def _without_singular_betas(
+    population: Callable[[Any], Any], suffixes: Sequence[str]
+) -> Callable[[Any], Any]:
+    r"""The population with density zero unless all beta distributions have $\alpha, \beta > 1$.
+
+    A mean and a variance need not belong to any beta distribution, nor to one without a pole; as in
+    GWKokab, the prior is cut there.
+    """
+
+    def bounded(h: Mapping[str, Any]) -> Any:
+        import jax.numpy as jnp
+
+        from ..density import Mixture
+
+        allowed: Any = True
+        values: dict[str, Any] = {}
+        for name in (f"{a}_{{}}{suffix}" for suffix in suffixes for a in ("a_1", "a_2")):
+            mean, variance = h[name.format("mean")], h[name.format("variance")]
+            total = mean * (1.0 - mean) / variance - 1.0
+            good = (total > 0.0) & (jnp.minimum(mean, 1.0 - mean) * total > 1.0)
+            # A flat distribution in the place of one that is none keeps values and slopes finite.
+            values[name.format("mean")] = jnp.where(good, mean, 0.5)
+            values[name.format("variance")] = jnp.where(good, variance, 1.0 / 12.0)
+            allowed = allowed & good
+        density = population(_With(h, values))
+        weights = {n: jnp.where(allowed, w, -jnp.inf) for n, w in density.log_weights.items()}
+        return Mixture(density.components, log_weights=weights)
+
+    return bounded
 
 
 def resolve(entries: Mapping[str, Any], population: Population, where: str) -> Any:

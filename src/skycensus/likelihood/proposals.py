@@ -75,7 +75,8 @@ def selection_by_function(
         if value < 1:
             raise InputError(f"selection by a function: {what}={value} must be at least 1.")
     prior_key, pool_key, pick_key = jax.random.split(key, 3)
-    points = jax.vmap(prior.complete)(prior.sample(prior_key, (num_prior,)))
+    complete = jax.vmap(prior.complete, axis_size=num_prior)
+    points = complete(prior.sample(prior_key, (num_prior,)))
     each = -(-num * pool_factor // num_prior)
     pool, sound = _pool(population, points, pool_key, each)
     if not sound.any():

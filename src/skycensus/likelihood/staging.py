@@ -64,13 +64,15 @@ def _flatten(closed: ClosedJaxpr) -> tuple[_Program, list[int], list[int]]:
         return slot
 
     def constant(value: Any, aval: Any) -> int:
-        key = (str(aval), float(value)) if isinstance(value, (int, float)) else None
-        if key is None or key not in known:
-            slot = new(aval)
-            program.constants[slot] = value
-            known[key if key is not None else slot] = slot
-            return slot
-        return known[key]
+        scalar = aval.shape == () and not isinstance(value, jax.core.Tracer)
+        key = (str(aval), np.asarray(value).tobytes()) if scalar else None
+        if key is not None and key in known:
+            return known[key]
+        slot = new(aval)
+        program.constants[slot] = value
+        if key is not None:
+            known[key] = slot
+        return slot
 
     def walk(jaxpr: Any, consts: Sequence[int], args: Sequence[int]) -> list[int]:
         env = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, args))

@@ -1,0 +1,330 @@
+"""What can be checked of a config before any data are read, all of it at once."""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..density import Population
+from ..errors import InputError, did_you_mean
+from ..gw import cosmology
+from ..gw.detection import OBSERVING_TIME
+from ..gw.files import event_name
+from ..gw.noise import NOISE_CURVES, NoiseCurve, read_noise_curve
+from ..gw.reference_priors import check_reference_prior
+from ..gw.tables import expand_paths, file_hash
+from ..likelihood import LogMarginal
+from ..model import HierarchicalModel, hyperparameter_names
+from ..prior import Prior
+from . import Config, collecting
+from .names import COSMOLOGIES, FAMILIES, load_function, make_population, parameters_of
+from .schema import Model, fill
+
+# [sampler] kind -> module and class. flowMC is imported only where it is asked for.
+SAMPLERS = {
+    "importance": ("importance", "ImportanceSampler"),
+    "nuts": ("nuts", "NUTS"),
+    "flow_mcmc": ("flow_mcmc", "FlowMCMC"),
+}
+
+
+@dataclass
+class Plan:
+    """The parts of an analysis that need no data."""
+
+    config: Config
+    population: Population | None = None
+    parameters: tuple[str, ...] = ()
+    prior: Prior | None = None
+    sampler: Any = None
+    universe: cosmology.FlatLambdaCDM = cosmology.PLANCK_2015
+    events: list[Path] = field(default_factory=list)
+    truth: dict[str, float] | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """How messages call the config."""
+        return self.config.path.name
+
+    def section(self, name: str) -> Any:
+        """A section's dataclass, None where it is wrong."""
+        return self.config.sections.get(name)
+
+
+def make_plan(config: Config, *, with_data: bool = True) -> Plan:
+    """Check all that can be checked before data are read, and build what needs none.
+
+    Raises:
+        InputError: every problem of the config, a line each.
+    """
+    plan = Plan(config, problems=list(config.problems))
+    _plan_cosmology(plan)
+    _plan_population(plan)
+    _plan_prior(plan)
+    with collecting(plan.problems, f"{plan.name} [sampler]: "):
+        plan.sampler = make_sampler(config.raw.get("sampler", {}))
+    _plan_truth(plan)
+    if with_data:
+        _plan_data(plan)
+        _plan_selection(plan)
+    if plan.problems:
+        raise InputError("\n".join(plan.problems))
+    return plan
+
+
+def _plan_cosmology(plan: Plan) -> None:
+    section = plan.section("cosmology")
+    if section is None:
+        return
+    named = COSMOLOGIES[section.name]
+    values = {"H0": section.H0, "Om0": section.Om0}
+    if wrong := {k: v for k, v in values.items() if v is not None and not v > 0}:
+        plan.problems.append(f"{plan.name} [cosmology]: {wrong} must be positive.")
+        return
+    plan.universe = named._replace(**{k: v for k, v in values.items() if v is not None})
+
+
+def _plan_population(plan: Plan) -> None:
+    # A wrong [model] is told already; what depends on it is checked as if it had its default.
+    section, model = plan.section("population"), plan.section("model") or Model()
+    raw = plan.config.raw.get("population", {})
+    if section is None or not isinstance(raw, dict):
+        return
+    where = f"{plan.name} [population]: "
+    fixed = set(section.__dataclass_fields__)
+    options = {name: value for name, value in raw.items() if name not in fixed}
+    families = {block: getattr(section, block) for block in FAMILIES}
+    prior = plan.config.raw.get("prior", {})
+    free_cosmology = isinstance(prior, dict) and {"H0", "Om0"} & set(prior)
+    with collecting(plan.problems, where):
+        if section.python is not None:
+            if named := [b for b in raw if b != "python"]:
+                raise InputError(f"python is given, which excludes {named}; keep one.")
+            plan.population, path = load_function(section.python, plan.config.folder, "python")
+            plan.inputs[str(path)] = file_hash(path)
+        else:
+            plan.population = make_population(
+                families,
+                options,
+                rate=model.rate,
+                universe=None if free_cosmology else plan.universe,
+            )
+        try:
+            plan.parameters = parameters_of(plan.population)
+        except InputError:
+            raise
+        except Exception as error:
+            source = section.python or "the population"
+            plan.population = None
+            raise InputError(
+                f"{source} fails at a trial point: {type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else ''}"
+            ) from error
+
+
+def _plan_prior(plan: Plan) -> None:
+    raw = plan.config.raw.get("prior")
+    if not isinstance(raw, dict) or not raw:
+        plan.problems.append(
+            f"{plan.name} [prior]: missing; give every hyperparameter a prior there, or "
+            "file = 'prior.json'."
+        )
+        return
+    entries = dict(raw)
+    with collecting(plan.problems, f"{plan.name} [prior]: "):
+        if "file" in entries:
+            path = plan.config.either(str(entries.pop("file")))
+            read = Prior.read(path)
+            plan.inputs[str(path)] = file_hash(path)
+            entries = {**read.free, **read.fixed, **read.same_as, **entries}
+        plan.prior = Prior(entries)
+        # The model resolves it again; here it is told with all other problems.
+        if plan.population is not None and not resolved(plan).names:
+            raise InputError("every hyperparameter is fixed; give at least one a distribution.")
+
+
+def resolved(plan: Plan) -> Prior:
+    """The prior of exactly the hyperparameters that the population has."""
+    assert plan.population is not None and plan.prior is not None
+    return HierarchicalModel(plan.prior, plan.population, _Nothing(), rate="shape").prior
+
+
+class _Nothing:
+    """A likelihood of no objects, to check a prior against a population."""
+
+    names: tuple[str, ...] = ()
+
+    def log_marginal(self, density: Any) -> LogMarginal:
+        raise NotImplementedError
+
+
+def make_sampler(table: Any) -> Any:
+    """The sampler that `[sampler]` describes; None for `kind = "auto"`.
+
+    Raises:
+        InputError: an unknown kind, key or value.
+    """
+    if not isinstance(table, Mapping):
+        return None  # told already
+    kind = table.get("kind", "auto")
+    rest = {name: value for name, value in table.items() if name != "kind"}
+    if kind == "auto":
+        if rest:
+            raise InputError(
+                f"{list(rest)} belong to one kind of sampler: say which with kind = one of "
+                f"{', '.join(SAMPLERS)}."
+            )
+        return None
+    if kind not in SAMPLERS:
+        raise InputError(
+            f"kind = {kind!r} is not known{did_you_mean(str(kind), [*SAMPLERS, 'auto'])}; give one "
+            f"of auto, {', '.join(SAMPLERS)}."
+        )
+    problems: list[str] = []
+    module, name = SAMPLERS[kind]
+    cls: Any = getattr(importlib.import_module(f"..samplers.{module}", __package__), name)
+    made = fill(cls, rest, f"kind = '{kind}'", problems)
+    for name, low in (("num_samples", 1), ("num_chains", 1), ("num_warmup", 0), ("thinning", 1)):
+        if isinstance(rest.get(name), int) and rest[name] < low:
+            problems.append(f"kind = '{kind}': {name} = {rest[name]} must be at least {low}.")
+    if problems:
+        raise InputError("\n".join(problems))
+    return made
+
+
+def _plan_truth(plan: Plan) -> None:
+    raw = plan.config.raw.get("truth", {})
+    if not isinstance(raw, dict):
+        return
+    where = f"{plan.name} [truth]: "
+    values = {name: value for name, value in raw.items() if name != "file"}
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            plan.problems.append(f"{where}{name} = {value!r} is not a number.")
+            return
+    path = plan.config.in_data("truth.json")
+    if "file" in raw:
+        path = plan.config.either(str(raw["file"])) if raw["file"] else Path()
+        if raw["file"] and not path.is_file():
+            plan.problems.append(f"{where}there is no file '{path}'.")
+            return
+    known = hyperparameter_names(plan.population) if plan.population is not None else ()
+    with collecting(plan.problems, where):
+        if path.is_file():
+            stored = {k: v for k, v in _read_truth(path).items() if k in known}
+            if stored:
+                plan.inputs[str(path)] = file_hash(path)
+            values = stored | values
+    if known and (unknown := [name for name in values if name not in known]):
+        plan.problems += [
+            f"{where}'{n}' is no hyperparameter{did_you_mean(n, known)}." for n in unknown
+        ]
+    plan.truth = {name: float(value) for name, value in values.items()} or None
+
+
+def _read_truth(path: Path) -> dict[str, float]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{path}' cannot be read as JSON: {error}.") from None
+    values = stored.get("truth", stored) if isinstance(stored, dict) else {}
+    return {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
+
+
+def _plan_data(plan: Plan) -> None:
+    section = plan.section("data")
+    if section is None:
+        return
+    where = f"{plan.name} [data]: "
+    with collecting(plan.problems, where):
+        if plan.parameters:
+            check_reference_prior(section.reference_prior, plan.parameters)
+    with collecting(plan.problems, where):
+        if not plan.config.data_folder.is_dir():
+            raise InputError(f"path: there is no folder '{plan.config.data_folder}'.")
+        patterns = [section.events] if isinstance(section.events, str) else section.events
+        if not patterns:
+            raise InputError("events is an empty list; give files or a pattern.")
+        files = expand_paths([_pattern(plan.config, p) for p in patterns])
+        plan.events = [f for f in files if event_name(f) not in section.exclude]
+        names = [event_name(f) for f in files]
+        for name in section.exclude:
+            if name not in names:
+                raise InputError(f"exclude: there is no event '{name}'{did_you_mean(name, names)}.")
+        if not plan.events:
+            raise InputError("exclude leaves no event.")
+    for key in ("max_draws", "min_draws"):
+        if getattr(section, key) is not None and getattr(section, key) < 1:
+            plan.problems.append(f"{where}{key} = {getattr(section, key)} must be at least 1.")
+
+
+def _pattern(config: Config, pattern: str) -> str:
+    """A pattern in the data folder, whose own name is taken literally."""
+    path = Path(pattern).expanduser()
+    if path.is_absolute():
+        return str(path)
+    return str(Path(glob.escape(str(config.data_folder))) / path)
+
+
+def _plan_selection(plan: Plan) -> None:
+    section, model = plan.section("selection"), plan.section("model") or Model()
+    if section is None:
+        return
+    where = f"{plan.name} [selection]: "
+    kind = plan.config.raw["selection"]["kind"]
+    if kind == "none" and model.rate == "poisson":
+        plan.problems.append(
+            f"{where}kind = 'none' has no expected number of detections, which the Poisson "
+            "likelihood needs; give a selection, or [model] rate = 'shape'."
+        )
+    with collecting(plan.problems, where):
+        if getattr(section, "time", None) is not None:
+            years(section.time)
+    with collecting(plan.problems, where):
+        if hasattr(section, "file"):
+            path = plan.config.either(section.file)
+            if not path.is_file():
+                raise InputError(f"file: there is no file '{path}'.")
+        if hasattr(section, "noise"):
+            noise_of(plan.config, section.noise)
+        if kind == "python":
+            load_function(section.function, plan.config.folder, "function")
+
+
+def years(value: float | str) -> float:
+    """An observing time: years, or observing runs such as "O1+O2".
+
+    Raises:
+        InputError: neither.
+    """
+    if not isinstance(value, str):
+        if not value > 0:
+            raise InputError(f"time = {value} years must be positive.")
+        return float(value)
+    runs = [run.strip() for run in value.split("+")]
+    if unknown := [run for run in runs if run not in OBSERVING_TIME]:
+        raise InputError(
+            f"time = '{value}': {unknown} is no observing run whose time is known; give years, or "
+            f"runs among {', '.join(OBSERVING_TIME)} joined by '+'."
+        )
+    return sum(OBSERVING_TIME[run] for run in runs)
+
+
+def noise_of(config: Config, name: str) -> str | NoiseCurve:
+    """A built-in noise curve's name, or the curve of a file."""
+    path = config.either(name)
+    if path.is_file():
+        return read_noise_curve(path)
+    if name not in NOISE_CURVES:
+        raise InputError(
+            f"noise = '{name}' is neither a built-in curve{did_you_mean(name, NOISE_CURVES)} "
+            f"({', '.join(NOISE_CURVES)}) nor a file ('{path}')."
+        )
+    return name
