@@ -1,4 +1,4 @@
-"""One table per protocol: a new implementation is tested by one new line here (see test_contracts)."""
+"""One table per protocol: one new line here tests a new implementation (see test_contracts)."""
 
 from __future__ import annotations
 

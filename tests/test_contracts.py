@@ -44,7 +44,8 @@ def test_log_prob_is_elementwise_and_ignores_other_names(case):
 def test_density_is_normalised(case):
     # Midpoint sums; different numbers of cells, so that a diagonal edge is met at no special place.
     nums = [2001] if len(case.box) == 1 else [1201, 1129]
-    axes = [np.linspace(*edge, num) for edge, num in zip(case.box.values(), nums, strict=True)]
+    limits = zip(case.box.values(), nums, strict=True)
+    axes = [np.linspace(low, high, num) for (low, high), num in limits]
     middle = np.meshgrid(*[0.5 * (a[1:] + a[:-1]) for a in axes], indexing="ij")
     log_prob = jax.jit(case.make(case.hyperparameters).log_prob)(
         {n: jnp.asarray(x) for n, x in zip(case.box, middle, strict=True)}
@@ -65,9 +66,8 @@ def test_draws_follow_the_density(case):
     edges = [np.quantile(x, np.linspace(0, 1, 5)) for x in draws.values()]
     for e, limits in zip(edges, case.box.values(), strict=True):
         e[0], e[-1] = limits
-    axes = [np.concatenate([np.linspace(a, b, 101) for a, b in zip(e[:-1], e[1:], strict=True)])
-            for e in edges]  # fmt: skip
-    middle = [np.reshape(0.5 * (a.reshape(4, 101)[:, 1:] + a.reshape(4, 101)[:, :-1]), -1) for a in axes]
+    fractions = (np.arange(100) + 0.5) / 100
+    middle = [(e[:-1, None] + np.diff(e)[:, None] * fractions).ravel() for e in edges]
     widths = [np.repeat(np.diff(e) / 100, 100) for e in edges]
     grid = np.meshgrid(*middle, indexing="ij")
     density = np.exp(log_prob({n: jnp.asarray(g) for n, g in zip(case.box, grid, strict=True)}))

@@ -23,7 +23,9 @@ def test_joint_is_the_product_of_its_factors():
     assert density.names == ("x", "y")
     assert isinstance(density, Density)
     got = density.log_prob({"y": jnp.array([0.5, 1.5]), "x": jnp.array([0.0, 3.0])})
-    want = scipy.stats.norm.logpdf([0, 3], 1, 2) + scipy.stats.gamma.logpdf([0.5, 1.5], 2, scale=1 / 3)
+    want = scipy.stats.norm.logpdf([0, 3], 1, 2) + scipy.stats.gamma.logpdf(
+        [0.5, 1.5], 2, scale=1 / 3
+    )
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
@@ -33,7 +35,9 @@ def test_conditional_factor_sees_earlier_parameters():
     want = scipy.stats.norm.logpdf(0.3) + scipy.stats.norm.logpdf(1.0, 0.6, 0.5)
     np.testing.assert_allclose(got, want, rtol=1e-12)
     draws = density.sample(jax.random.key(0), (50_000,))
-    np.testing.assert_allclose(np.cov(draws["x"], draws["y"]), [[1, 2], [2, 4.25]], atol=0.1)
+    np.testing.assert_allclose(
+        np.cov(draws["x"], draws["y"]), np.array([[1, 2], [2, 4.25]]), atol=0.1
+    )
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
@@ -65,7 +69,9 @@ def test_factor_over_a_tuple_of_names():
     cov = jnp.array([[2.0, 0.5], [0.5, 1.0]])
     density = Joint({("x", "y"): dist.MultivariateNormal(jnp.array([1.0, -1.0]), cov)})
     got = density.log_prob({"x": jnp.array([0.1, 2.0]), "y": jnp.array([0.0, 1.0])})
-    want = scipy.stats.multivariate_normal.logpdf([[0.1, 0.0], [2.0, 1.0]], [1, -1], np.asarray(cov))
+    want = scipy.stats.multivariate_normal.logpdf(
+        [[0.1, 0.0], [2.0, 1.0]], [1, -1], np.asarray(cov)
+    )
     np.testing.assert_allclose(got, want, rtol=1e-12)
     draws = density.sample(jax.random.key(0), (40_000,))
     np.testing.assert_allclose(np.cov(draws["x"], draws["y"]), cov, atol=0.06)
@@ -132,7 +138,9 @@ def test_joint_errors():
 
 def test_float32_stays_float32():
     h = jnp.float32(0.5)
-    density = Joint({"x": PowerLaw(-h, h, h + 3), "y": lambda t: dist.Uniform(jnp.float32(0), t["x"])})
+    density = Joint(
+        {"x": PowerLaw(-h, h, h + 3), "y": lambda t: dist.Uniform(jnp.float32(0), t["x"])}
+    )
     value = density.log_prob({"x": jnp.ones(3, jnp.float32), "y": jnp.zeros(3, jnp.float32)})
     assert value.dtype == jnp.float32
 
@@ -194,7 +202,10 @@ def test_mixture_draws_in_proportion_to_the_rates():
 
 def test_branches_outside_their_supports_keep_finite_gradients():
     def log_prob(a, weight):
-        parts = {"p": Joint({"x": dist.Uniform(a, a + 1.0)}), "q": Joint({"x": dist.Uniform(5.0, 6.0)})}
+        parts = {
+            "p": Joint({"x": dist.Uniform(a, a + 1.0)}),
+            "q": Joint({"x": dist.Uniform(5.0, 6.0)}),
+        }
         return Mixture(parts, log_weights={"p": weight, "q": 0.0}).log_prob({"x": x})
 
     x = jnp.array([0.5, 5.5, 10.0])
@@ -228,7 +239,9 @@ def test_mixture_errors():
 def test_components_may_name_their_parameters_in_any_order():
     a = Joint({"x": dist.Normal(-9.0, 0.1), "y": dist.Normal(9.0, 0.1)})
     b = Joint({"y": dist.Normal(5.0, 0.1), "x": dist.Normal(-5.0, 0.1)})
-    draws = Mixture({"a": a, "b": b}, log_weights={"a": 0.0, "b": 0.0}).sample(jax.random.key(0), (99,))
+    draws = Mixture({"a": a, "b": b}, log_weights={"a": 0.0, "b": 0.0}).sample(
+        jax.random.key(0), (99,)
+    )
     assert bool(jnp.all(draws["x"] < 0))
     assert bool(jnp.all(draws["y"] > 0))
 
@@ -261,8 +274,14 @@ def test_narrow_kernels_are_points():
     np.testing.assert_allclose(soft, sharp.log_prob({"x": x}), rtol=1e-8)
 
 
-@pytest.mark.parametrize("make", [lambda h: PowerLaw(-2.5, h, h + 4.0), lambda h: dist.Uniform(h, h + 4.0),
-                                  lambda h: dist.TruncatedNormal(0.0, 1.0, low=h)])  # fmt: skip
+SLIDING = {
+    "power law": lambda h: PowerLaw(-2.5, h, h + 4.0),
+    "uniform": lambda h: dist.Uniform(h, h + 4.0),
+    "truncated": lambda h: dist.TruncatedNormal(0.0, 1.0, low=h),
+}
+
+
+@pytest.mark.parametrize("make", SLIDING.values(), ids=list(SLIDING))
 def test_kernels_make_edges_smooth(make):
     x = jnp.linspace(0.2, 6.5, 300)
     theta = Kernels({"x": x}, {"x": jnp.full(300, 0.05)})
@@ -276,7 +295,9 @@ def test_kernels_make_edges_smooth(make):
     # The gradient sees every change: its integral is the difference, along the whole line.
     step = points[1] - points[0]
     change = jnp.cumsum(0.5 * (slope[1:] + slope[:-1])) * step
-    np.testing.assert_allclose(change, value[1:] - value[0], atol=2e-3 * float(jnp.ptp(value)) + 1e-4)
+    np.testing.assert_allclose(
+        change, value[1:] - value[0], atol=2e-3 * float(jnp.ptp(value)) + 1e-4
+    )
 
 
 def test_later_factors_see_kernels_moved_inside():
@@ -287,7 +308,7 @@ def test_later_factors_see_kernels_moved_inside():
     )
     value = density.log_prob(theta)
     assert np.isfinite(value).tolist() == [True, False, True]
-    slope = jax.grad(lambda w: jnp.sum(jnp.exp(density.log_prob(Kernels(theta, {"m": w, "n": w})))))(
-        jnp.full(3, 0.3)
-    )
+    slope = jax.grad(
+        lambda w: jnp.sum(jnp.exp(density.log_prob(Kernels(theta, {"m": w, "n": w}))))
+    )(jnp.full(3, 0.3))
     assert bool(jnp.all(jnp.isfinite(slope)))

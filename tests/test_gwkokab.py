@@ -560,7 +560,12 @@ def problem(tmp_path, monkeypatch):
     mcmc: dict = {"num_warmup": 20, "num_samples": 20, "num_chains": 2, "progress_bar": False}
     mcmc["chain_method"] = "vectorized"
     write(tmp_path / "nuts.json", {"kernel": {"max_tree_depth": 3}, "mcmc": mcmc})
-    small: dict = {"n_chains": 4, "n_training_loops": 1, "n_production_loops": 1, "n_local_steps": 5}
+    small: dict = {
+        "n_chains": 4,
+        "n_training_loops": 1,
+        "n_production_loops": 1,
+        "n_local_steps": 5,
+    }
     small |= {"n_global_steps": 5, "n_epochs": 1, "batch_size": 10, "n_max_examples": 100}
     small |= {"rq_spline_n_layers": 2, "rq_spline_n_bins": 4, "rq_spline_hidden_units": [4, 4]}
     small |= {"global_thinning": 1, "local_thinning": 1, "n_NFproposal_batch_size": 5}

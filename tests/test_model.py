@@ -8,7 +8,17 @@ import numpyro.distributions as dist
 import pytest
 import scipy.stats
 
-from skycensus import Grid, HierarchicalModel, InputError, Joint, Mixture, PowerLaw, Prior, Samples, Target
+from skycensus import (
+    Grid,
+    HierarchicalModel,
+    InputError,
+    Joint,
+    Mixture,
+    PowerLaw,
+    Prior,
+    Samples,
+    Target,
+)
 from skycensus.model import hyperparameter_names
 
 RNG = np.random.default_rng(0)
@@ -51,7 +61,9 @@ def test_poisson_likelihood_by_hand():
     got = model(log_exposure=0.7).log_likelihood(H, variance=True)
     expected = np.exp(log_det + 0.7)
     np.testing.assert_allclose(got.value, value.sum() - expected, rtol=1e-12)
-    np.testing.assert_allclose(got.variance, variance.sum() + expected**2 * det_variance, rtol=1e-10)
+    np.testing.assert_allclose(
+        got.variance, variance.sum() + expected**2 * det_variance, rtol=1e-10
+    )
     assert model().log_likelihood(H).variance == 0.0
 
 
@@ -98,12 +110,14 @@ def test_forms_without_preparation():
     got = m.log_likelihood(H, variance=True)
     want = grid.log_marginal(rates(H)).value.sum() - np.exp(parts(rates)[2])
     np.testing.assert_allclose(got.value, want, rtol=1e-12)
-    np.testing.assert_allclose(m.log_marginals(H).value, grid.log_marginal(rates(H)).value, rtol=1e-12)
+    np.testing.assert_allclose(
+        m.log_marginals(H).value, grid.log_marginal(rates(H)).value, rtol=1e-12
+    )
     each = m.log_marginals(H, jax.tree.map(lambda x: x, m.data))
     assert each.value.shape == (2,)
 
 
-# --- the variance as a penalty ---------------------------------------------------------------------
+# --- the variance as a penalty -------------------------------------------------------------------
 
 
 def test_penalty_is_smooth_and_starts_at_the_maximum():
@@ -132,7 +146,9 @@ def test_a_point_that_excludes_objects_or_detections(rate, limit):
     far = Samples([{"x": np.linspace(2.0, 3.0, 9)}], [np.zeros(9)])
     h = {"a": jnp.array(0.5), "high": jnp.array(1.0)}
     for events, selection in ((far, near), (near, far), (far, far)):
-        m = HierarchicalModel(prior, outside, events, selection=selection, rate=rate, max_variance=limit)
+        m = HierarchicalModel(
+            prior, outside, events, selection=selection, rate=rate, max_variance=limit
+        )
         value, slope = jax.jit(jax.value_and_grad(m.penalised_log_likelihood))(h)
         assert not np.isnan(value)
         assert value < np.inf
@@ -156,7 +172,10 @@ def test_errors():
         HierarchicalModel(Prior({"a": 1.0, "low": 0.3, "beta": 1.0}), shape, EVENTS, rate="shape")
     with pytest.raises(InputError, match="needs parameter 'mass'"):
         HierarchicalModel(
-            Prior({"a": 1.0}), lambda h: Joint({"mass": dist.Normal(h["a"], 1.0)}), EVENTS, rate="shape"
+            Prior({"a": 1.0}),
+            lambda h: Joint({"mass": dist.Normal(h["a"], 1.0)}),
+            EVENTS,
+            rate="shape",
         )
     with pytest.raises(InputError, match="hyperparameter 'low' is missing"):
         model().log_likelihood({"a": 1.0, "log_rate": 0.0})
@@ -168,7 +187,10 @@ def test_errors():
 def test_hyperparameter_names_are_discovered():
     def population(h):
         first = Joint(
-            {"m": PowerLaw(-h["alpha"], h["low"], h["high"]), "q": lambda t: PowerLaw(h["beta"], 0.1, t["m"])}
+            {
+                "m": PowerLaw(-h["alpha"], h["low"], h["high"]),
+                "q": lambda t: PowerLaw(h["beta"], 0.1, t["m"]),
+            }
         )
         return Mixture({"a": first, "b": first}, log_weights={"a": h["w_a"], "b": h["w_b"]})
 
@@ -177,7 +199,7 @@ def test_hyperparameter_names_are_discovered():
 
 def test_optional_hyperparameters():
     def population(h):
-        scale = h["scale"] if "scale" in h else 1.0
+        scale = h["scale"] if "scale" in h else 1.0  # noqa: SIM401 (both ways of asking)
         return Joint({"x": dist.Normal(h["loc"] + h.get("shift", 0.5), scale)})
 
     assert hyperparameter_names(population) == ("loc",)
@@ -256,7 +278,7 @@ def test_moving_edges_have_a_smooth_target():
     np.testing.assert_allclose(smooth.log_likelihood(x), target.log_likelihood(x), atol=0.5)
 
 
-# --- any NumPyro model ------------------------------------------------------------------------------
+# --- any NumPyro model ---------------------------------------------------------------------------
 
 Y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])

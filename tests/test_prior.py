@@ -39,7 +39,7 @@ DISTRIBUTIONS = {
     "Normal": ({"loc": 2, "scale": 3}, scipy.stats.norm(2, 3), (-math.inf, math.inf)),
     "Uniform": ({"low": -5, "high": 5}, scipy.stats.uniform(-5, 10), (-5, 5)),
     "LogUniform": ({"low": 0.1, "high": 5}, scipy.stats.loguniform(0.1, 5), (0.1, 5)),
-    "LogNormal": ({"loc": 0.5, "scale": 0.3}, scipy.stats.lognorm(0.3, scale=math.exp(0.5)), (0, math.inf)),
+    "LogNormal": ({"loc": 0, "scale": 0.3}, scipy.stats.lognorm(0.3), (0, math.inf)),
     "HalfNormal": ({"scale": 2}, scipy.stats.halfnorm(scale=2), (0, math.inf)),
     "Beta": ({"concentration1": 2, "concentration0": 3}, scipy.stats.beta(2, 3), (0, 1)),
     "Gamma": ({"concentration": 2, "rate": 3}, scipy.stats.gamma(2, scale=1 / 3), (0, math.inf)),
@@ -99,7 +99,9 @@ def test_patterns_match_whole_names_and_full_names_come_first():
 
 
 def test_ties_follow_chains_and_patterns():
-    prior = Prior({"a_0": dist.Normal(0.0, 1.0), "a_.*": "a_0", "b": "c", "c": "hidden", "hidden": 4.0})
+    prior = Prior(
+        {"a_0": dist.Normal(0.0, 1.0), "a_.*": "a_0", "b": "c", "c": "hidden", "hidden": 4.0}
+    )
     resolved = prior.resolve(["a_0", "a_1", "a_2", "b"])
     assert resolved.complete({"a_0": 7.0}) == {
         "a_0": 7.0, "a_1": 7.0, "a_2": 7.0, "b": 4.0, "c": 4.0, "hidden": 4.0,
@@ -120,7 +122,11 @@ def test_optional_names_are_used_where_given():
 
 
 RESOLVE = {
-    "missing": ({"alpha": 1.0}, ["alpha", "bet"], r"prior for 'bet' is missing; give a distribution"),
+    "missing": (
+        {"alpha": 1.0},
+        ["alpha", "bet"],
+        r"prior for 'bet' is missing; give a distribution",
+    ),
     "misspelt": ({"alhpa": 1.0}, ["alpha"], r"'alpha' is missing \(did you mean 'alhpa'\?\)"),
     "unknown": ({"a": 1.0, "gamma": 1.0}, ["a"], r"'gamma' is for an unknown parameter.*\['a'\]"),
     "two patterns": ({"a.*": 1.0, ".*b": 2.0}, ["ab"], r"'ab' is matched by several patterns"),
@@ -148,13 +154,19 @@ def test_every_problem_is_reported_at_once():
         assert part in str(error.value)
 
 
-# --- entries that are wrong ------------------------------------------------------------------------
+# --- entries that are wrong ----------------------------------------------------------------------
 
 BAD = {
-    "misspelt": ({"dist": "Unifrm", "low": 0, "high": 1}, "'Unifrm' is not.*did you mean 'Uniform'"),
+    "misspelt": (
+        {"dist": "Unifrm", "low": 0, "high": 1},
+        "'Unifrm' is not.*did you mean 'Uniform'",
+    ),
     "no dist": ({"low": 0, "high": 1}, "has no 'dist'"),
     "dist list": ({"dist": ["Normal"]}, "is not a NumPyro distribution"),
-    "argument": ({"dist": "Normal", "loc": 0, "scael": 1}, "no argument 'scael'.*did you mean 'scale'"),
+    "argument": (
+        {"dist": "Normal", "loc": 0, "scael": 1},
+        "no argument 'scael'.*did you mean 'scale'",
+    ),
     "order": ({"dist": "Uniform", "low": 5, "high": -5}, "low=5 is not below high=-5; swap them"),
     "equal": ({"dist": "Uniform", "low": 5, "high": 5}, "low=5 is not below high=5"),
     "order of a made one": (dist.Uniform(5.0, 1.0), "low=5.0 is not below high=1.0"),
@@ -171,7 +183,10 @@ BAD = {
     "none": (None, "None is not a distribution, a number"),
     "list": ([1, 2], r"\[1, 2\] is not a distribution"),
     "alias of a number": ({"same_as": 3}, "same_as=3 is not the name"),
-    "discrete": ({"dist": "Poisson", "rate": 3}, "Poisson is not a distribution over a real number"),
+    "discrete": (
+        {"dist": "Poisson", "rate": 3},
+        "Poisson is not a distribution over a real number",
+    ),
     "made discrete": (dist.Bernoulli(0.5), "not a distribution over a real number"),
     "vector": (dist.Normal(jnp.zeros(3), 1.0), "not a distribution over a real number"),
     "point": ({"dist": "Delta", "v": 1}, "Delta is not a distribution over a real number"),
@@ -193,7 +208,9 @@ def test_wrong_entries(entry, message):
 
 def test_reading_a_file(tmp_path):
     path = tmp_path / "prior.json"
-    path.write_text(json.dumps({"a_.*": {"dist": "Normal", "loc": 0, "scale": 1}, "b": 2, "c": "b"}))
+    path.write_text(
+        json.dumps({"a_.*": {"dist": "Normal", "loc": 0, "scale": 1}, "b": 2, "c": "b"})
+    )
     prior = Prior.read(path).resolve(["a_0", "b", "c"])
     assert prior.names == ("a_0",)
     assert prior.complete({"a_0": 1.0}) == {"a_0": 1.0, "b": 2.0, "c": 2.0}
@@ -202,7 +219,10 @@ def test_reading_a_file(tmp_path):
 FILES = {
     "invalid": ('{"a": 1,}', "is not valid JSON"),
     "duplicate": ('{"a": 1, "a": 2}', r"repeated keys \['a'\]"),
-    "nested duplicate": ('{"a": {"dist": "Normal", "loc": 1, "loc": 2}}', r"repeated keys \['loc'\]"),
+    "nested duplicate": (
+        '{"a": {"dist": "Normal", "loc": 1, "loc": 2}}',
+        r"repeated keys \['loc'\]",
+    ),
     "list": ("[1, 2]", "must hold one object"),
     "entry": ('{"a": {"dist": "Unifrm"}}', "\nprior 'a': dist 'Unifrm'"),
     "encoding": (b'{"a\xff": 1}', "is not valid JSON"),

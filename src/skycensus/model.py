@@ -123,7 +123,7 @@ class HierarchicalModel:
                 value, weight = value - expected, expected
             else:
                 weight = jnp.asarray(float(len(_names(self.likelihood))))
-                # Without any detection there is no normalisation to divide by, only infinite variance.
+                # Without any detection there is nothing to divide by, only infinite variance.
                 unseen = detected.value == -jnp.inf
                 normalised = value - weight * jnp.where(unseen, 0.0, detected.value)
                 value = jnp.where(unseen, -jnp.inf, normalised)

@@ -123,7 +123,7 @@ def run_analysis(
         seconds = {
             "reading": inference.seconds_reading,
             **result.seconds,
-            "figures": done - drawing,
+            **({"figures": done - drawing} if inference.figures else {}),
             "total": inference.seconds_reading + done - began,
         }
         provenance = {

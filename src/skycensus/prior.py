@@ -240,7 +240,8 @@ def _distribution(name: str, entry: Mapping[str, Any]) -> dist.Distribution:
             raise InputError(f"prior '{name}': {argument}={value!r} is not a number.")
         if not math.isfinite(value):
             raise InputError(
-                f"prior '{name}': {argument}={value} is not finite; leave out a bound that is not there."
+                f"prior '{name}': {argument}={value} is not finite; leave out a bound that is "
+                "not there."
             )
     _check_order(name, arguments.get("low"), arguments.get("high"))
     try:

@@ -50,8 +50,8 @@ def test_ragged_counts_waste_little(seed):
     counts = np.exp(rng.normal(rng.uniform(5.5, 9.0), rng.uniform(0.0, 1.2), num)).astype(int) + 1
     layouts = plan(counts, 2**17)
     cells = sum(layout.segment.size * layout.length for layout in layouts)
-    # A row costs about as much as eight draws, so rows of about 4 sqrt(count) are best: the waste is
-    # half a row for each object.
+    # A row costs about as much as eight draws, so rows of about 4 sqrt(count) are best: the waste
+    # is half a row for each object.
     allowed = 0.05 + 3.0 / np.sqrt(counts.mean())
     assert cells / counts.sum() - 1 < allowed
     assert max(layout.segment[0].size * layout.length for layout in layouts) <= 2.2 * 2**17

@@ -25,10 +25,15 @@ def mixture(h):
     """A tree whose branches have different edges, over two parameters."""
     line = Joint({"x": PowerLaw(-h["scale"], 0.2, 5.0 + h["loc"]), "y": dist.Uniform(-4.0, 4.0)})
     blob = Joint(
-        {"x": dist.Normal(h["loc"], h["scale"]), "y": lambda t: dist.Normal(0.5 * t["x"], h["scale"])}
+        {
+            "x": dist.Normal(h["loc"], h["scale"]),
+            "y": lambda t: dist.Normal(0.5 * t["x"], h["scale"]),
+        }
     )
     inner = Mixture({"blob": blob, "line": line}, log_weights={"blob": h["log_rate"], "line": -0.5})
-    return Mixture({"inner": inner, "blob": blob}, log_weights={"inner": 0.1, "blob": -h["log_rate"]})
+    return Mixture(
+        {"inner": inner, "blob": blob}, log_weights={"inner": 0.1, "blob": -h["log_rate"]}
+    )
 
 
 def ragged(seed=0, counts=(40, 700, 3, 150, 90, 1, 2500, 333)):
@@ -44,7 +49,9 @@ def by_hand(population, h, draws, log_ref, num_drawn=None):
     """The definition, one object at a time."""
     value, variance = [], []
     for i, (theta, ref) in enumerate(zip(draws, log_ref, strict=True)):
-        log_w = np.asarray(population(h).log_prob({k: jnp.asarray(v) for k, v in theta.items()})) - ref
+        log_w = (
+            np.asarray(population(h).log_prob({k: jnp.asarray(v) for k, v in theta.items()})) - ref
+        )
         num = len(ref) if num_drawn is None else num_drawn[i]
         value.append(logsumexp(log_w) - np.log(num))
         variance.append(np.exp(logsumexp(2 * log_w) - 2 * logsumexp(log_w)) - 1 / num)
@@ -62,7 +69,9 @@ def conjugate(num_objects, num_draws, seed=7, at=0.9, noise=0.6, prior=2.0):
     )
     samples = Samples([{"x": row} for row in x], list(scipy.stats.norm.logpdf(x, 0.0, prior)))
     evidence = scipy.stats.norm.logpdf(at, 0.0, np.hypot(prior, noise))
-    exact = scipy.stats.norm.logpdf(at, float(H["loc"]), np.hypot(float(H["scale"]), noise)) - evidence
+    exact = (
+        scipy.stats.norm.logpdf(at, float(H["loc"]), np.hypot(float(H["scale"]), noise)) - evidence
+    )
     return samples, exact
 
 
@@ -71,7 +80,7 @@ def test_gaussian_objects_within_their_stated_errors():
     value, variance = jax.jit(lambda s: s.log_marginal(gaussian(H)))(samples)
     z = (np.asarray(value) - exact) / np.sqrt(variance)
     assert abs(z.mean()) < 4 / np.sqrt(600)
-    # The stated variance is the spread of repeated estimates: the variance of z is 1 +- sqrt(2/600).
+    # The stated variance is the spread of repeated estimates: that of z is 1 +- sqrt(2/600).
     assert abs(z.var() - 1) < 4 * np.sqrt(2 / 600)
     np.testing.assert_allclose(variance.mean(), np.var(value), rtol=0.25)
 
@@ -80,7 +89,9 @@ def test_detected_fraction_counts_the_missed_draws():
     # Proposals N(0, 2), found where |x| < 1; population N(0.4, 0.8). All 300 objects repeat it.
     rng, made, proposal = np.random.default_rng(2), 2000, scipy.stats.norm(0.0, 2.0)
     x = [x[np.abs(x) < 1] for x in proposal.rvs((300, made), random_state=rng)]
-    samples = Samples([{"x": v} for v in x], [proposal.logpdf(v) for v in x], num_drawn=[made] * 300)
+    samples = Samples(
+        [{"x": v} for v in x], [proposal.logpdf(v) for v in x], num_drawn=[made] * 300
+    )
     value, variance = jax.jit(lambda s: s.log_marginal(gaussian(H)))(samples)
     found = np.diff(scipy.stats.norm.cdf([-1.0, 1.0], 0.4, 0.8))[0]
     z = (np.asarray(value) - np.log(found)) / np.sqrt(variance)
@@ -129,14 +140,21 @@ def test_values_and_gradients_by_every_road(block_size):
         return sum(jax.scipy.special.logsumexp(t) for t in terms)
 
     slope = jax.jit(jax.grad(plain))(H)
-    for f, args in ((unstaged, ()), (per_object, (staged,)), (total, (staged,)), (value_only, (staged,))):
+    for f, args in (
+        (unstaged, ()),
+        (per_object, (staged,)),
+        (total, (staged,)),
+        (value_only, (staged,)),
+    ):
         (_, out), grad = jax.jit(jax.value_and_grad(f, has_aux=True))(H, *args)
         each = f in (unstaged, per_object)
         np.testing.assert_allclose(out.value, want if each else want.sum(), rtol=1e-12)
         if f is value_only:
             assert out.variance == 0.0
         else:
-            np.testing.assert_allclose(out.variance, spread if each else spread.sum(), rtol=1e-11, atol=1e-14)
+            np.testing.assert_allclose(
+                out.variance, spread if each else spread.sum(), rtol=1e-11, atol=1e-14
+            )
         for name in H:
             np.testing.assert_allclose(grad[name], slope[name], rtol=1e-11)
 
@@ -162,7 +180,9 @@ def test_second_derivatives():
     slope = jax.jit(slope)
     ahead, behind = (slope({**H, "loc": H["loc"] + e}, staged) for e in (1e-5, -1e-5))
     for name in H:
-        np.testing.assert_allclose(second[name]["loc"], (ahead[name] - behind[name]) / 2e-5, rtol=1e-5)
+        np.testing.assert_allclose(
+            second[name]["loc"], (ahead[name] - behind[name]) / 2e-5, rtol=1e-5
+        )
 
 
 def test_order_of_objects_and_draws_does_not_matter():
@@ -196,7 +216,8 @@ def test_32_bit_agrees_with_64_bit():
     draws, log_ref = ragged()
     both = jax.jit(jax.value_and_grad(lambda h, s: s.total(h, variance=True).value))
     results = [
-        both(H, Samples(draws, log_ref, dtype=d).stage(mixture, H)) for d in (np.float32, np.float64)
+        both(H, Samples(draws, log_ref, dtype=d).stage(mixture, H))
+        for d in (np.float32, np.float64)
     ]
     assert results[0][0].dtype == jnp.float64
     np.testing.assert_allclose(results[0][0], results[1][0], atol=1e-5)
@@ -299,7 +320,7 @@ def test_hyperparameters_are_taken_by_name():
     want = staged.total(H).value
     shuffled = {"another": 3.0, **dict(reversed(H.items())), "a": 1.0}
     np.testing.assert_array_equal(staged.total(shuffled).value, want)
-    with pytest.raises(InputError, match="'scale' is missing.*'scales'"):
+    with pytest.raises(InputError, match=r"'scale' is missing.*'scales'"):
         staged.total({"loc": 0.0, "scales": 1.0, "log_rate": 0.0})
 
 
@@ -313,8 +334,16 @@ BAD = {
     "lacking": (([{**X3, "y": np.ones(3)}, X3], [np.zeros(3)] * 2), {}, "object 1.*'y' is missing"),
     "no draws": (([{"x": []}], [[]]), {"names": ["GW1"]}, "GW1 has no draws"),
     "counts": (([X3], [np.zeros(2)]), {}, "'x' has 3 draws but log_ref has 2"),
-    "nan": (([{"x": [1, np.nan, np.inf]}], [np.zeros(3)]), {}, "2 of 3 draws of 'x' are not finite"),
-    "log_ref": (([X3], [[0, -np.inf, 0]]), {"names": ["A"]}, "A: log_ref is not finite for 1 draws"),
+    "nan": (
+        ([{"x": [1, np.nan, np.inf]}], [np.zeros(3)]),
+        {},
+        "2 of 3 draws of 'x' are not finite",
+    ),
+    "log_ref": (
+        ([X3], [[0, -np.inf, 0]]),
+        {"names": ["A"]},
+        "A: log_ref is not finite for 1 draws",
+    ),
     "num_drawn": (([X3], [np.zeros(3)]), {"num_drawn": [2]}, "num_drawn=2 is less than its 3"),
     "drawn nan": (([X3], [np.zeros(3)]), {"num_drawn": [np.nan]}, "num_drawn=nan is less"),
     "num_drawns": (([X3], [np.zeros(3)]), {"num_drawn": [9, 9]}, "2 values of num_drawn"),
@@ -329,7 +358,7 @@ def test_errors(args, options, message):
 
 def test_a_density_of_other_parameters_is_an_error():
     samples = Samples([{"mass": np.ones(3)}], [np.zeros(3)])
-    with pytest.raises(InputError, match="needs parameter 'mas'.*did you mean 'mass'"):
+    with pytest.raises(InputError, match=r"needs parameter 'mas'.*did you mean 'mass'"):
         samples.log_marginal(Joint({"mas": dist.Normal(0.0, 1.0)}))
 
 
@@ -349,7 +378,9 @@ def masses(h):
 
 def test_reference_catalogue(require_path, shared):
     folder = require_path(shared / "reference" / "gwkokab")
-    reference = json.loads(require_path(folder / "reference_posterior.json").read_text())["loglike_at"]
+    reference = json.loads(require_path(folder / "reference_posterior.json").read_text())[
+        "loglike_at"
+    ]
     files = sorted(require_path(folder / "posteriors").glob("*.dat"))
     names = ("mass_1_source", "mass_2_source")
     draws = [dict(zip(names, np.loadtxt(f, skiprows=1).T, strict=False)) for f in files]

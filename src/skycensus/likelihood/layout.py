@@ -116,7 +116,7 @@ def _best_packing(index: np.ndarray, rows_of: np.ndarray, rows: int) -> list[lis
     fewest = -(-total // max(rows, largest))
     best: list[list[int]] = []
     size = np.inf
-    # Slightly more blocks than the fewest possible often fit better, and so do slightly higher ones.
+    # Slightly more blocks than the fewest possible often fit better, and so do higher ones.
     for num_blocks in range(fewest, 2 * fewest + 2):
         for slack in (1.0, 1.02, 1.05, 1.1):
             bins = _pack(index, rows_of, max(largest, int(slack * -(-total // num_blocks))))

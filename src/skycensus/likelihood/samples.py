@@ -260,14 +260,14 @@ def _check(
 def _check_num_drawn(num_drawn: Sequence[int], counts: np.ndarray, names: tuple[str, ...]) -> None:
     if len(num_drawn) != len(names):
         raise InputError(
-            f"Samples was given {len(names)} objects but {len(num_drawn)} values of num_drawn; give "
-            "one per object."
+            f"Samples was given {len(names)} objects but {len(num_drawn)} values of num_drawn; "
+            "give one per object."
         )
     for name, drawn, count in zip(names, num_drawn, counts, strict=True):
         if not drawn >= count:
             raise InputError(
-                f"{name}: num_drawn={drawn} is less than its {count} draws; it counts all draws that "
-                "were made, those that are not given too."
+                f"{name}: num_drawn={drawn} is less than its {count} draws; it counts all draws "
+                "that were made, those that are not given too."
             )
 
 
