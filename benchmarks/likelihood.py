@@ -2,8 +2,9 @@
 
     python benchmarks/likelihood.py [--sizes 100x5000 200x10000] [--precision 32 64] [--repeat 40]
 
-Every system runs in its own process on the same numbers (made from one seed); times are those of one
-call in milliseconds, compiled, best and median. The limit is `sum(exp(x))` over as many numbers.
+Every system runs in its own process on the same numbers (made from one seed); times are those of
+one call in milliseconds, compiled, best and median. The limit is `sum(exp(x))` over as many
+numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ SYSTEMS = ("limit", "skycensus", "gwpopulation", "gwkokab")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--sizes", nargs="+", default=["100x5000", "200x10000"])
     parser.add_argument("--precision", nargs="+", type=int, default=[32, 64])
     parser.add_argument("--repeat", type=int, default=40)
@@ -56,10 +59,17 @@ def run(system: str, size: str, precision: int, repeat: int) -> dict | None:
 
 
 def table(rows: list[dict]) -> None:
-    print(f"{'size':>12} {'bits':>4} {'system':>14} {'best ms':>9} {'median ms':>10} {'× limit':>8}  log L")
+    print(
+        f"{'size':>12} {'bits':>4} {'system':>14} {'best ms':>9} {'median ms':>10} "
+        f"{'× limit':>8}  log L"
+    )
     for row in rows:
         limit = next(
-            (r for r in rows if r["system"] == "limit" and (r["size"], r["bits"]) == (row["size"], row["bits"])),
+            (
+                r
+                for r in rows
+                if r["system"] == "limit" and (r["size"], r["bits"]) == (row["size"], row["bits"])
+            ),
             None,
         )
         ratio = f"{row['median'] / limit['median']:8.1f}" if limit else " " * 8

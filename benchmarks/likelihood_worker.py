@@ -12,8 +12,10 @@ NUM_INJECTIONS = 20_000
 POINT = {"alpha": 2.1, "beta": 0.2, "mmin": 9.4, "mmax": 51.5, "log_rate": 4.95}
 
 
-def numbers(num_events: int, num_draws: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Primary masses and mass ratios of events (event, draw) and injections, all inside the support."""
+def numbers(
+    num_events: int, num_draws: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Primary masses and mass ratios of events (event, draw) and of injections."""
     rng = np.random.default_rng(1)
     shape = (num_events, num_draws)
     m1, q = rng.uniform(20, 45, shape), rng.uniform(0.55, 1, shape)
@@ -34,7 +36,9 @@ def skycensus(data, dtype):
         {"all": power_law_mass_ratio(h)}, log_weights={"all": h["log_rate"]}
     )
     events = Samples(
-        [{"mass_1_source": a, "mass_ratio": b} for a, b in zip(m1, q)], [np.log(a) for a in m1], dtype=dtype
+        [{"mass_1_source": a, "mass_ratio": b} for a, b in zip(m1, q, strict=True)],
+        [np.log(a) for a in m1],
+        dtype=dtype,
     )
     found = Samples([{"mass_1_source": i1, "mass_ratio": iq}], [np.zeros(len(i1))], dtype=dtype)
     prior = Prior({name: {"dist": "Normal", "loc": v, "scale": 0.1} for name, v in POINT.items()})
@@ -105,7 +109,9 @@ def main() -> None:
 
     jax.config.update("jax_enable_x64", bits == 64)
     began = time.perf_counter()
-    call = globals()[system](numbers(num_events, num_draws), np.float64 if bits == 64 else np.float32)
+    call = globals()[system](
+        numbers(num_events, num_draws), np.float64 if bits == 64 else np.float32
+    )
     value = jax.block_until_ready(call())
     compiled = time.perf_counter() - began
     times = []

@@ -18,20 +18,33 @@ SRC = ROOT / "src"
 PACKAGE = "skycensus"
 
 CORE = {
+    "analysis",
     "density",
     "diagnostics",
     "distributions",
     "errors",
     "estimators",
+    "informed",
     "likelihood",
     "model",
+    "predictive",
     "prior",
     "result",
     "samplers",
     "statistics",
 }
 SCIENCE = {"gamma", "gw", "stars"}
-FRONT = {"__main__", "cli", "config", "data", "gwkokab", "plots", "report"}
+FRONT = {
+    "__main__",
+    "cli",
+    "config",
+    "data",
+    "figures",
+    "gwkokab",
+    "output",
+    "plots",
+    "report",
+}
 
 # What each room of the package may import from the others.
 MAY_IMPORT = (
@@ -43,7 +56,6 @@ MAY_IMPORT = (
 ONLY_IN = {
     "corner": {"plots"},
     "matplotlib": {"plots"},
-    "typer": {"cli", "config", "gwkokab"},
     "pickle": set(),
     "cloudpickle": set(),
     "dill": set(),

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
-from jax.scipy.special import logsumexp
 from numpyro.distributions import constraints
 
 from .errors import InputError, did_you_mean
@@ -80,12 +79,14 @@ class Joint:
     """
 
     def __init__(self, factors: Mapping[Any, Any] | None = None, /, **more: Any):
-        self.factors: dict[Names, Any] = {**(factors or {}), **more}
+        self.factors: dict[Names, Any] = dict(factors or {}) | more
         if not self.factors:
             raise InputError("Joint needs at least one factor: Joint(mass=distribution, ...).")
         names = [n for key in self.factors for n in _as_names(key)]
         if repeated := sorted({n for n in names if names.count(n) > 1}):
-            raise InputError(f"Joint has more than one factor for {repeated}; merge or rename them.")
+            raise InputError(
+                f"Joint has more than one factor for {repeated}; merge or rename them."
+            )
         self.names = tuple(names)
 
     def log_prob(self, theta: Theta) -> Array:
@@ -237,11 +238,15 @@ def logsumexp_terms(terms: Mapping[str, Array]) -> Array:
     values = list(terms.values())
     if len(values) == 1:
         return values[0]
-    stacked = jnp.stack(jnp.broadcast_arrays(*values))
-    top = jax.lax.stop_gradient(jnp.max(stacked, axis=0))
-    # All leaves at -inf (outside every support): a shift of zero keeps the gradient finite.
+    return logsumexp(jnp.stack(jnp.broadcast_arrays(*values)), axis=0)
+
+
+def logsumexp(x: Array, axis: int) -> Array:
+    """Log of the sum of exponentials; where all are -inf, it is -inf with a zero gradient."""
+    top = jax.lax.stop_gradient(jnp.max(x, axis=axis))
+    # All at -inf (outside every support): a shift of zero keeps the gradient finite.
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    total = jnp.sum(jnp.exp(stacked - top), axis=0)
+    total = jnp.sum(jnp.exp(x - jnp.expand_dims(top, axis)), axis=axis)
     empty = total == 0
     return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, total)) + top)
 
@@ -345,7 +350,7 @@ def _bounds(d: dist.Distribution) -> tuple[Any, Any] | None:
     support = d.support
     low = getattr(support, "lower_bound", None)
     high = getattr(support, "upper_bound", None)
-    if low is None and high is None or support.is_discrete:
+    if (low is None and high is None) or support.is_discrete:
         return None
     return (-jnp.inf if low is None else low, jnp.inf if high is None else high)
 

@@ -42,7 +42,7 @@ def _mean_exp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 def log_integral(k: Any, log_low: Any, log_high: Any) -> Array:
     r"""Return $\ln \int_\mathrm{low}^\mathrm{high} t^{k-1}\,dt$ for low < high, elementwise.
 
-    With $D = \ln(\mathrm{high}/\mathrm{low})$ and $E = e^{-|k|D}$ it is $\ln[(1-E)/|k|]$ plus $k$ times
+    With $D=\ln(\mathrm{high}/\mathrm{low})$, $E=e^{-|k|D}$ it is $\ln[(1-E)/|k|]$ plus $k$ times
     the logarithm of the bound where the integrand is largest: one `expm1` and one logarithm, no
     overflow, and nothing special at $k = 0$ (where it is $\ln D$). The derivatives are the two
     boundary terms and the mean of $\ln t$, exact there too.
@@ -158,7 +158,7 @@ class PowerLaw(dist.Distribution):
         return self.exponent * safe_log(value) - log_norm
 
     def inside(self, value: Any) -> Array:
-        """Whether `value` lies in the support (compared in logarithms, as `log_prob` needs them)."""
+        """Whether `value` lies in the support, compared in the logarithms that `log_prob` needs."""
         x = safe_log(value)
         # "Not outside", so that a bound that is NaN is not hidden: log_prob is NaN there.
         return ~((x < self.log_low) | (x > self.log_high))
@@ -177,7 +177,7 @@ class PowerLaw(dist.Distribution):
         k = self.exponent + 1.0
         width = self._log_width()
         # The distance t from the edge where the density is largest, which has the share below:
-        # 1 - e^{-st} = share * (1 - e^{-s width}). With y = st, t = share * width psi(s width)/psi(y).
+        # 1 - e^{-st} = share * (1 - e^{-s width}); y = st, t = share width psi(s width)/psi(y).
         rising = k * width > 1.0
         s = jnp.where(rising, k, -k)
         share, rest = jnp.where(rising, 1.0 - q, q), jnp.where(rising, q, 1.0 - q)

@@ -36,8 +36,8 @@ class HierarchicalModel:
     $$\text{poisson:}\quad \ln L = \sum_i \ln m_i - T\,m_\det, \qquad
       \text{shape:}\quad \ln L = \sum_i \ln m_i - N \ln m_\det,$$
 
-    (Mandel, Farr & Gair 2019, arXiv:1809.02063; Loredo 2004). The Monte Carlo variance of $\ln L$ is
-    $\sum_i \operatorname{var}_i + (T m_\det)^2 \operatorname{var}_\det$, or $N^2
+    (Mandel, Farr & Gair 2019, arXiv:1809.02063; Loredo 2004). The Monte Carlo variance of $\ln L$
+    is $\sum_i \operatorname{var}_i + (T m_\det)^2 \operatorname{var}_\det$, or $N^2
     \operatorname{var}_\det$ (Farr 2019; Talbot & Golomb 2023, arXiv:2304.06138).
 
     Args:
@@ -49,7 +49,7 @@ class HierarchicalModel:
         log_exposure: $\ln T$: for injections with density in observed units, the log of the time
             (and of any volume) that turns $m_\det$ into an expected number.
         max_variance: variance of $\ln L$ above which a point is penalised, smoothly, by $-\frac12
-            (\mathrm{var}/\mathrm{max} - 1)^2 \cdot 100$: there the Monte Carlo sums cannot be trusted.
+            (\mathrm{var}/\mathrm{max} - 1)^2 \cdot 100$: the Monte Carlo sums fail there.
 
     Raises:
         InputError: priors that are missing or unknown, and "poisson" without a selection.
@@ -70,8 +70,8 @@ class HierarchicalModel:
             raise InputError(f"rate='{rate}' is not known; use 'poisson' or 'shape'.")
         if rate == "poisson" and selection is None:
             raise InputError(
-                "rate='poisson' needs a selection: the expected number of detections is part of the "
-                "likelihood. Give one, or use rate='shape'."
+                "rate='poisson' needs a selection: the expected number of detections is part of "
+                "the likelihood. Give one, or use rate='shape'."
             )
         needed, optional = _asked_names(population)
         self.prior = prior.resolve(needed, optional)
@@ -166,11 +166,11 @@ class HierarchicalModel:
         )
 
     def _smooth_target(self) -> Target:
-        parts = [
-            part.softened() if hasattr(part, "softened") else part
+        parts: list[Any] = [
+            getattr(part, "softened", lambda part=part: part)()
             for part in (self.likelihood, self.selection)
         ]
-        smooth = self.with_parts(*parts)
+        smooth = self.with_parts(parts[0], parts[1])
         return Target(
             self.prior,
             lambda free, data: smooth.penalised_log_likelihood(self.prior.complete(free), data),
@@ -178,7 +178,7 @@ class HierarchicalModel:
         )
 
     def _has_moving_edges(self) -> bool:
-        """Whether the set of draws inside the population's support depends on the hyperparameters."""
+        """Whether hyperparameters decide which draws lie inside the population's support."""
         points = self.prior.sample(jax.random.key(0), (8,))
         for part in (p for p in self.data if hasattr(p, "inside")):
             counts = jax.jit(lambda h, p: jax.lax.map(p.inside, h))(
@@ -200,7 +200,7 @@ class Target:
         prior: distributions of the free parameters (and fixed or tied ones).
         log_likelihood: (free parameters by name, data) -> scalar.
         data: any pytree of arrays.
-        smooth: makes a smooth approximation of this target in the same coordinates, if it has jumps.
+        smooth: makes a smooth approximation of this target, in the same coordinates, if it jumps.
     """
 
     def __init__(
@@ -232,6 +232,13 @@ class Target:
         """
         return _NumpyroTarget(model, args, kwargs)
 
+    def compiled(self, name: str, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        """The jitted function `make()`, kept under `name`: compiled once for a target."""
+        kept = self.__dict__.setdefault("_compiled", {})
+        if name not in kept:
+            kept[name] = jax.jit(make())
+        return kept[name]
+
     @property
     def names(self) -> tuple[str, ...]:
         return self.prior.names
@@ -242,7 +249,9 @@ class Target:
 
     def unconstrain(self, free: Mapping[str, Any]) -> Array:
         """The inverse of `constrain`."""
-        return ravel_pytree({n: self._transforms[n].inv(jnp.asarray(free[n], float)) for n in self.names})[0]
+        return ravel_pytree(
+            {n: self._transforms[n].inv(jnp.asarray(free[n], float)) for n in self.names}
+        )[0]
 
     def log_prior(self, x: Array) -> Array:
         """Log prior density of the unconstrained point, Jacobian included."""

@@ -74,7 +74,9 @@ class Prior:
         if isinstance(entry, Mapping) and set(entry) == {"same_as"}:
             entry = entry["same_as"]
             if not isinstance(entry, str):
-                raise InputError(f"prior '{name}': same_as={entry!r} is not the name of a parameter.")
+                raise InputError(
+                    f"prior '{name}': same_as={entry!r} is not the name of a parameter."
+                )
         if isinstance(entry, str):
             self.same_as[name] = entry
         elif isinstance(entry, dist.Distribution):
@@ -145,7 +147,8 @@ class Prior:
         """Draw the free hyperparameters."""
         keys = jax.random.split(key, max(1, len(self.free)))
         return {
-            name: d.sample(k, sample_shape) for (name, d), k in zip(self.free.items(), keys)
+            name: d.sample(k, sample_shape)
+            for (name, d), k in zip(self.free.items(), keys, strict=False)
         }
 
     def log_prob(self, free: Mapping[str, Array]) -> Array:
@@ -202,7 +205,9 @@ def _broken_ties(found: Mapping[str, Any]) -> list[str]:
         seen, target = [name], found[name]
         while isinstance(target, str):
             if target in seen:
-                problems.append(f"prior '{name}' is tied in a circle: {' -> '.join([*seen, target])}.")
+                problems.append(
+                    f"prior '{name}' is tied in a circle: {' -> '.join([*seen, target])}."
+                )
                 break
             if target not in found:
                 problems.append(
@@ -261,14 +266,13 @@ def _check(name: str, kind: str, made: dist.Distribution) -> dist.Distribution:
         or isinstance(made, dist.Delta)
     ):
         raise InputError(f"prior '{name}': {kind} is not a distribution over a real number.")
-    _check_order(
-        name, getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
-    )
+    _check_order(name, getattr(support, "lower_bound", None), getattr(support, "upper_bound", None))
     return made
 
 
 def _check_order(name: str, low: Any, high: Any) -> None:
     if low is not None and high is not None and not low < high:
         raise InputError(
-            f"prior '{name}': low={low} is not below high={high}; swap them or give a single number."
+            f"prior '{name}': low={low} is not below high={high}; swap them or give a single "
+            "number."
         )

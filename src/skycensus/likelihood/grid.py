@@ -9,20 +9,22 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import logsumexp
 
 from ..density import Density
 from ..errors import InputError
 from . import LogMarginal
+from .samples import log_sums
 
 
 class Grid(eqx.Module):
-    r"""Objects whose likelihood is tabulated: $\ln m_i = \ln \sum_n W_n\, p(d_i|\theta_n)\, p(\theta_n)$.
+    r"""Objects whose likelihood is tabulated on nodes with quadrature weights $W_n$:
+
+    $$\ln m_i = \ln \sum_n W_n\, p(d_i|\theta_n)\, p(\theta_n).$$
 
     Args:
         nodes: parameter name -> (num_nodes,) values shared by all objects, or (num_objects,
             num_nodes) where each object has its own.
-        log_likelihood: (num_objects, num_nodes) table of $\ln p(d_i|\theta_n)$; $-\infty$ is allowed.
+        log_likelihood: (num_objects, num_nodes) table of $\ln p(d_i|\theta_n)$, maybe $-\infty$.
         log_weight: log quadrature weights, broadcastable to the table.
         names: names of the objects.
 
@@ -48,8 +50,12 @@ class Grid(eqx.Module):
     ):
         table = np.asarray(log_likelihood, float)
         if table.ndim != 2:
-            raise InputError(f"Grid: log_likelihood must be objects x nodes; got shape {table.shape}.")
-        self.names = tuple(names) if names is not None else tuple(f"object {i}" for i in range(len(table)))
+            raise InputError(
+                f"Grid: log_likelihood must be objects x nodes; got shape {table.shape}."
+            )
+        self.names = (
+            tuple(names) if names is not None else tuple(f"object {i}" for i in range(len(table)))
+        )
         if len(self.names) != len(table):
             raise InputError(f"Grid: {len(table)} objects but {len(self.names)} names.")
         for name, value in nodes.items():
@@ -74,7 +80,9 @@ class Grid(eqx.Module):
             if np.isnan(row).any() or np.isposinf(row).any():
                 raise InputError(f"Grid: log_likelihood of {name} is NaN or +inf at some node.")
             if not np.isfinite(row).any():
-                raise InputError(f"Grid: log_likelihood of {name} is -inf everywhere; widen the nodes.")
+                raise InputError(
+                    f"Grid: log_likelihood of {name} is -inf everywhere; widen the nodes."
+                )
         own = any(np.ndim(v) == 2 for v in nodes.values())
         shape = table.shape if own else table.shape[1:]
         self.nodes = {k: jnp.asarray(np.broadcast_to(v, shape), float) for k, v in nodes.items()}
@@ -82,5 +90,6 @@ class Grid(eqx.Module):
 
     def log_marginal(self, density: Density) -> LogMarginal:
         """Integrate `density` against every object's table."""
-        value = logsumexp(self.table + density.log_prob(self.nodes), axis=1)
+        # The same sum as a Monte Carlo one, with the table in place of a reference density.
+        value, _ = log_sums([density.log_prob(self.nodes)], -self.table, squares=False)
         return LogMarginal(value, jnp.zeros_like(value))

@@ -52,7 +52,7 @@ class Rows(NamedTuple):
 
 
 class Samples(eqx.Module):
-    r"""Objects known by draws $\theta_{ij}$ that were drawn with density $e^{\ell_{ij}}$ (`log_ref`).
+    r"""Objects known by draws $\theta_{ij}$ from a density $e^{\ell_{ij}}$ (`log_ref`).
 
     $$\ln m_i = \ln \frac1{N_i} \sum_j \frac{p(\theta_{ij})}{e^{\ell_{ij}}},\qquad
       \operatorname{var} = \frac1{n_\mathrm{eff}} - \frac1{N_i},\quad
@@ -93,7 +93,9 @@ class Samples(eqx.Module):
         dtype: Any = None,
         block_size: int | None = None,
     ):
-        names = tuple(names) if names is not None else tuple(f"object {i}" for i in range(len(draws)))
+        names = (
+            tuple(names) if names is not None else tuple(f"object {i}" for i in range(len(draws)))
+        )
         self.parameters = _check(draws, log_ref, names)
         self.names = names
         refs = [np.asarray(r, float).reshape(-1) for r in log_ref]
@@ -110,19 +112,21 @@ class Samples(eqx.Module):
         self.num_drawn = jnp.asarray(counts if num_drawn is None else num_drawn, float)
 
     def log_marginal(self, density: Density) -> LogMarginal:
-        r"""Estimate $\ln \int L_i(\theta)\, p(\theta)\, d\theta$ for every object (see the class)."""
+        r"""Estimate $\ln \int L_i(\theta)\,p(\theta)\,d\theta$ for every object; see the class."""
         staged = stage(lambda _, data: log_terms(density, _theta(data)), (), self._example())
         combine = partial(_both_parts, staged)
         return _log_marginal(combine, staged.parameters(()), self)
 
     def stage(self, population: Population, hyperparameters: Mapping[str, Any]) -> StagedSamples:
-        """Prepare for many evaluations of `population`: what depends on the draws alone is done now.
+        """Prepare for many evaluations of `population`: do now what depends on the draws alone.
 
         `hyperparameters` is any valid point; only its names and shapes matter.
         """
         dtype = self.blocks[0].log_ref.dtype
         hyper = _cast(dict(hyperparameters), dtype)
-        staged = stage(lambda h, data: log_terms(population(h), _theta(data)), hyper, self._example())
+        staged = stage(
+            lambda h, data: log_terms(population(h), _theta(data)), hyper, self._example()
+        )
         columns = jax.jit(jax.vmap(staged.columns))
         blocks = tuple(eqx.tree_at(lambda b: b.data, b, columns(b.data)) for b in self.blocks)
         return StagedSamples(
@@ -137,8 +141,8 @@ class Samples(eqx.Module):
 
         A hard edge of a population, as a function of its hyperparameters, makes the plain estimator
         jump where it passes a draw; here draws pass the edge gradually, so that the estimate is as
-        smooth as the data allow. Weight by the ratio to the plain estimator for exact results; since
-        that must be done anyway, 32-bit is precise enough.
+        smooth as the data allow. Weight by the ratio to the plain estimator for exact results;
+        since that must be done anyway, 32-bit is precise enough.
         """
         blocks = tuple(_with_widths(b, neighbours) for b in self.blocks)
         blocks = tuple(
@@ -208,7 +212,9 @@ class StagedSamples(eqx.Module):
             top = [jnp.broadcast_to(t, block.log_ref.shape) > -jnp.inf for t in terms]
             return jnp.sum(jnp.any(jnp.stack(top), 0) & (block.log_ref < jnp.inf))
 
-        return sum(jnp.sum(jax.lax.map(count, b)) for b in self.samples.blocks)
+        return sum(
+            (jnp.sum(jax.lax.map(count, b)) for b in self.samples.blocks), jnp.zeros((), int)
+        )
 
     def total(self, hyperparameters: Mapping[str, Any], *, variance: bool = False) -> LogMarginal:
         r"""$\sum_i \ln m_i$ and, if asked for, the sum of the variances (else zero).
@@ -226,8 +232,8 @@ def _check(
         raise InputError("Samples needs at least one object; the list of draws is empty.")
     if not len(draws) == len(log_ref) == len(names):
         raise InputError(
-            f"Samples was given {len(draws)} objects, {len(log_ref)} log_ref arrays and {len(names)} "
-            "names; give one of each per object."
+            f"Samples was given {len(draws)} objects, {len(log_ref)} log_ref arrays and "
+            f"{len(names)} names; give one of each per object."
         )
     parameters = tuple(draws[0])
     for name, draw, ref in zip(names, draws, log_ref, strict=True):
@@ -304,7 +310,9 @@ def _with_widths(blocks: _Blocks, neighbours: int) -> _Blocks:
     owner = np.where(np.isinf(np.asarray(blocks.log_ref).reshape(-1)), -1, owner)
     width = {
         p: jnp.asarray(
-            bandwidths(np.asarray(x).reshape(-1), owner, neighbours).reshape(num_blocks, rows, length),
+            bandwidths(np.asarray(x).reshape(-1), owner, neighbours).reshape(
+                num_blocks, rows, length
+            ),
             x.dtype,
         )
         for p, x in blocks.data["theta"].items()

@@ -23,9 +23,12 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 # Elementwise operations so cheap that doing them again costs less than reading a stored result.
 _CHEAP = frozenset(
-    "neg add sub mul max min abs sign floor square integer_pow convert_element_type broadcast_in_dim "
-    "reshape squeeze expand_dims select_n eq ne lt le gt ge and or not copy stop_gradient is_finite "
-    "copy_p add_any".split()
+    [
+        *("neg", "add", "sub", "mul", "max", "min", "abs", "sign", "floor", "square"),
+        *("integer_pow", "convert_element_type", "broadcast_in_dim", "reshape", "squeeze"),
+        *("expand_dims", "select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not"),
+        *("copy", "stop_gradient", "is_finite", "copy_p", "add_any"),
+    ]
 )
 
 
@@ -48,7 +51,9 @@ class _Program(NamedTuple):
             values = [env[i] if i in env else self.constants[i] for i in eq.inputs]
             params = eq.primitive.get_bind_params(eq.params)
             out = eq.primitive.bind(*values, **params)
-            for slot, value in zip(eq.outputs, out if eq.primitive.multiple_results else [out]):
+            for slot, value in zip(
+                eq.outputs, out if eq.primitive.multiple_results else [out], strict=True
+            ):
                 env[slot] = value
         return env
 
@@ -75,7 +80,9 @@ def _flatten(closed: ClosedJaxpr) -> tuple[_Program, list[int], list[int]]:
         return slot
 
     def walk(jaxpr: Any, consts: Sequence[int], args: Sequence[int]) -> list[int]:
-        env = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, args))
+        env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(
+            zip(jaxpr.invars, args, strict=False)
+        )
 
         def read(v: Any) -> int:
             return constant(v.val, v.aval) if isinstance(v, Literal) else env[v]
@@ -84,7 +91,10 @@ def _flatten(closed: ClosedJaxpr) -> tuple[_Program, list[int], list[int]]:
             inputs = [read(v) for v in eqn.invars]
             if eqn.primitive.name in ("pjit", "jit", "closed_call", "core_call"):
                 inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
-                held = [constant(c, v.aval) for c, v in zip(inner.consts, inner.jaxpr.constvars)]
+                held = [
+                    constant(c, v.aval)
+                    for c, v in zip(inner.consts, inner.jaxpr.constvars, strict=True)
+                ]
                 outputs = walk(inner.jaxpr, held, inputs)
             else:
                 key = (eqn.primitive, str(eqn.params), tuple(inputs))
@@ -93,10 +103,10 @@ def _flatten(closed: ClosedJaxpr) -> tuple[_Program, list[int], list[int]]:
                     equation = _Equation(eqn.primitive, eqn.params, inputs, known[key])
                     program.equations.append(equation)
                 outputs = known[key]
-            env.update(zip(eqn.outvars, outputs))
+            env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    held = [constant(c, v.aval) for c, v in zip(closed.consts, closed.jaxpr.constvars)]
+    held = [constant(c, v.aval) for c, v in zip(closed.consts, closed.jaxpr.constvars, strict=True)]
     inputs = [new(v.aval) for v in closed.jaxpr.invars]
     return program, inputs, walk(closed.jaxpr, held, inputs)
 
@@ -116,8 +126,8 @@ class Staged(NamedTuple):
 def stage(function: Callable[[Any, Any], Any], hyper: Any, data: Any) -> Staged:
     """Trace `function(hyper, data)` at example arguments and divide it (see the module).
 
-    All leaves of `data` must share one shape, and `function` must be elementwise over it. Closed-over
-    tracers are allowed: they count as hyperparameters.
+    All leaves of `data` must share one shape, and `function` must be elementwise over it.
+    Closed-over tracers are allowed: they count as hyperparameters.
     """
     hyper_leaves, data_leaves = jax.tree.leaves(hyper), jax.tree.leaves(data)
     closed, out_shape = jax.make_jaxpr(function, return_shape=True)(hyper, data)
@@ -142,15 +152,17 @@ def stage(function: Callable[[Any, Any], Any], hyper: Any, data: Any) -> Staged:
     todo = list(reversed(outputs))
     while todo:  # decide how the combining part comes by each slot that it needs
         slot = todo.pop()
-        eq = producer.get(slot)
-        if slot in columns or slot in parameters or (eq and id(eq) in combined):
+        if slot in columns or slot in parameters:
             continue
-        if eq is None:
+        if slot not in producer:
             if slot in on_data:
                 columns[slot] = None
             elif slot in on_hyper:
                 parameters[slot] = None
             continue  # a constant
+        eq = producer[slot]
+        if id(eq) in combined:
+            continue
         both = slot in on_data and slot in on_hyper
         cheap = eq.primitive.name in _CHEAP
         # A small value broadcast to the shape of the data is not worth storing.
@@ -167,15 +179,15 @@ def stage(function: Callable[[Any, Any], Any], hyper: Any, data: Any) -> Staged:
     out_tree = jax.tree.structure(out_shape)
 
     def run_columns(data: Any) -> tuple[Array, ...]:
-        env = program.run(before_data, dict(zip(data_in, jax.tree.leaves(data))))
+        env = program.run(before_data, dict(zip(data_in, jax.tree.leaves(data), strict=True)))
         return tuple(env[i] for i in columns)
 
     def run_parameters(hyper: Any) -> tuple[Array, ...]:
-        env = program.run(before_hyper, dict(zip(hyper_in, jax.tree.leaves(hyper))))
+        env = program.run(before_hyper, dict(zip(hyper_in, jax.tree.leaves(hyper), strict=True)))
         return tuple(jnp.asarray(env[i] if i in env else program.constants[i]) for i in parameters)
 
     def run_combine(values: Sequence[Array], cols: Sequence[Array]) -> Any:
-        env = dict(zip(parameters, values)) | dict(zip(columns, cols))
+        env = dict(zip(parameters, values, strict=True)) | dict(zip(columns, cols, strict=False))
         env = program.run(combining, env)
         out = [env[i] if i in env else program.constants[i] for i in outputs]
         return jax.tree.unflatten(out_tree, out)

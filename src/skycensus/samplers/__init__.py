@@ -48,21 +48,20 @@ def evaluate(target: Target, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     size, batch = 512, batch_size(target)
     padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
     chunks = padded.reshape(-1, size, x.shape[1])
-    out = [_evaluate(target)(chunk, target.data, batch) for chunk in chunks]
-    log_l, log_p = (np.concatenate([np.asarray(o[i], float) for o in out])[: len(x)] for i in (0, 1))
+    both = target.compiled("evaluate", lambda: _both(target, batch))
+    out = [both(chunk, target.data) for chunk in chunks]
+    log_l, log_p = (
+        np.concatenate([np.asarray(o[i], float) for o in out])[: len(x)] for i in (0, 1)
+    )
     require_numbers(target, x, log_l + log_p)
     return log_l, log_p
 
 
-def _evaluate(target: Target) -> Callable[..., Any]:
-    if not hasattr(target, "_evaluate"):
+def _both(target: Target, batch: int) -> Callable[..., Any]:
+    def one(x: Any, data: Any) -> tuple[Any, Any]:
+        return target.log_likelihood(x, data), target.log_prior(x)
 
-        def both(points: Any, data: Any, batch: int) -> Any:
-            one = lambda p: (target.log_likelihood(p, data), target.log_prior(p))  # noqa: E731
-            return jax.lax.map(one, points, batch_size=batch)
-
-        target._evaluate = jax.jit(both, static_argnums=2)
-    return target._evaluate
+    return lambda points, data: jax.lax.map(lambda x: one(x, data), points, batch_size=batch)
 
 
 def require_numbers(target: Target, x: np.ndarray, log_density: np.ndarray) -> None:
@@ -70,7 +69,9 @@ def require_numbers(target: Target, x: np.ndarray, log_density: np.ndarray) -> N
     bad = np.flatnonzero(np.isnan(log_density) | (log_density == np.inf))
     if bad.size:
         values = target.constrain(x[bad[0]])
-        point = ", ".join(f"{name}={np.asarray(v):.8g}" for name, v in values.items() if np.ndim(v) == 0)
+        point = ", ".join(
+            f"{name}={np.asarray(v):.8g}" for name, v in values.items() if np.ndim(v) == 0
+        )
         raise InputError(
             f"the log density is {log_density[bad[0]]} at {point or x[bad[0]]} ({bad.size} of "
             f"{len(x)} points): the model is broken there; evaluate it at this point and mend it, "
@@ -92,7 +93,17 @@ def named_draws(target: Target, x: Any) -> dict[str, np.ndarray]:
     return draws
 
 
+from .flow_mcmc import FlowMCMC  # noqa: E402
 from .importance import ImportanceSampler  # noqa: E402
 from .nuts import NUTS  # noqa: E402
 
-__all__ = ["NUTS", "FlowMCMC", "ImportanceSampler", "Progress", "Sampler", "batch_size", "evaluate", "named_draws"]
+__all__ = [
+    "NUTS",
+    "FlowMCMC",
+    "ImportanceSampler",
+    "Progress",
+    "Sampler",
+    "batch_size",
+    "evaluate",
+    "named_draws",
+]

@@ -113,9 +113,7 @@ class ImportanceSampler:
             log_l, log_p = np.append(log_l, new_l), np.append(log_p, new_p)
             mixtures.append(proposal)
             counts.append(len(new))
-            log_q = np.stack(
-                [log_p if m is None else m.log_prob(x) for m in mixtures], axis=1
-            )
+            log_q = np.stack([log_p if m is None else m.log_prob(x) for m in mixtures], axis=1)
             # At the posterior, stop when another step has not made the proposal better.
             if beta == 1.0 and share < 1.1 * before:
                 break

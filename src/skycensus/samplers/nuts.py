@@ -32,8 +32,8 @@ class NUTS:
 
     Args:
         num_warmup, num_samples, num_chains, thinning: per chain, NumPyro's words.
-        chain_method: "vectorized" (all at once), "parallel" (one per device) or "sequential"; "auto"
-            takes one after the other where a likelihood keeps all cores busy by itself.
+        chain_method: "vectorized" (all at once), "parallel" (one per device) or "sequential";
+            "auto" takes one after the other where a likelihood keeps all cores busy by itself.
         dense_mass: a full mass matrix; else a diagonal one.
         max_tree_depth: doublings of a trajectory at most.
         target_accept_prob: step-size goal; nearer to one takes smaller steps.
@@ -60,7 +60,7 @@ class NUTS:
         """Sample `target`; see the class and `skycensus.samplers.Sampler`.
 
         Raises:
-            InputError: start values without density, or a log density that is NaN (the point is named).
+            InputError: start values without density, or a log density that is NaN (at which point).
         """
         followed = target
         if self.edges == "auto" and target.smooth is not None:
@@ -69,7 +69,9 @@ class NUTS:
         start = self._start(followed, start_key)
 
         def model(data: Any) -> None:
-            x = numpyro.sample("x", dist.ImproperUniform(dist.constraints.real_vector, (), (target.dim,)))
+            x = numpyro.sample(
+                "x", dist.ImproperUniform(dist.constraints.real_vector, (), (target.dim,))
+            )
             numpyro.factor("log_density", followed.log_density(x, data))
 
         kernel = Kernel(
@@ -160,7 +162,7 @@ class NUTS:
             prior_bounds=target.prior.bounds(),
             max_tree_depth=self.max_tree_depth,
         )
-        measures = {"num_likelihoods": int(extra["num_steps"].sum())}
+        measures: dict[str, float] = {"num_likelihoods": int(extra["num_steps"].sum())}
         if k_hat is not None:
             measures["k_hat"] = k_hat
         return Result(draws, status, log_weight=log_weight, sample_stats=stats, measures=measures)
