@@ -52,7 +52,8 @@ def model(population=rates, selection=SELECTION, **options):
 
 
 def parts(population):
-    objects, detected = (s.log_marginal(population(H)) for s in (EVENTS, SELECTION))
+    both = jax.jit(lambda parts: [s.log_marginal(population(H)) for s in parts])
+    objects, detected = both((EVENTS, SELECTION))
     return objects.value, objects.variance, detected.value[0], detected.variance[0]
 
 
@@ -155,7 +156,6 @@ def test_a_point_that_excludes_objects_or_detections(rate, limit):
         if events is far or rate == "shape":
             assert value == -np.inf
         assert all(np.isfinite(g) for g in slope.values())
-        m.log_likelihood(h, variance=True)
 
 
 # --- errors ------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def test_gaussian_objects_and_population():
     def total(loc, scale):
         return grid.log_marginal(Joint({"x": dist.Normal(loc, scale)})).value.sum()
 
-    slopes = jax.grad(total, argnums=(0, 1))(0.3, 1.2)
+    slopes = jax.jit(jax.grad(total, argnums=(0, 1)))(0.3, 1.2)
     np.testing.assert_allclose(slopes[0], np.sum(AT - 0.3) / 1.69, rtol=1e-10)
     want = np.sum((AT - 0.3) ** 2 / 1.69 - 1) * 1.2 / 1.69
     np.testing.assert_allclose(slopes[1], want, rtol=1e-10)
