@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from skycensus import Grid, Joint, Mixture, PowerLaw, Samples
+from skycensus import (
+    NUTS,
+    FlowMCMC,
+    Grid,
+    ImportanceSampler,
+    Joint,
+    Mixture,
+    PowerLaw,
+    Samples,
+)
 from skycensus.density import Density
 
 
@@ -138,4 +147,15 @@ LIKELIHOODS: dict[str, LikelihoodCase] = {
     "Samples, spanning blocks": LikelihoodCase(_samples_in_blocks, 1e-9),
     "Samples, 32-bit": LikelihoodCase(_samples_32_bit, 1e-5),
     "Grid": LikelihoodCase(_grid, 1e-9),
+}
+
+
+# ---- samplers: settings small enough for a test, large enough for its stated errors --------------
+
+SAMPLERS: dict[str, Any] = {
+    "importance": ImportanceSampler(target_ess=2000, num_adapt=500),
+    "nuts": NUTS(num_warmup=300, num_samples=500, num_start=64),
+    "flow_mcmc": FlowMCMC(
+        num_chains=10, num_training_loops=2, num_production_loops=4, num_start=256, num_epochs=3
+    ),
 }

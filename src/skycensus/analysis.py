@@ -192,7 +192,9 @@ def _with_marginals(model: HierarchicalModel, result: Result, num: int, min_n_ef
     if result.log_weight is not None and shape[0] > 1:
         weight = result.weights[:, index]
     n_eff = effective_draws(model.likelihood, at["variance"])
-    noise = at["log_likelihood_variance"].reshape(shape)
+    # A draw without weight may have no variance to speak of; it says nothing either.
+    used = weight > 0
+    noise, weight = at["log_likelihood_variance"].reshape(shape)[used], weight[used]
     notes: list[Problem] = []
     problems: list[Problem] = []
     measures = dict(result.measures)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
+from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from .density import Population
@@ -300,12 +301,14 @@ class _NumpyroTarget(Target):
 
     def constrain(self, x: Array) -> dict[str, Array]:
         """Sites by name, deterministic ones included."""
-        return self._postprocess(self._unravel(x))
+        with handlers.block():
+            return self._postprocess(self._unravel(x))
 
     def unconstrain(self, free: Mapping[str, Any]) -> Array:
         from numpyro.infer.util import unconstrain_fn
 
-        raw = unconstrain_fn(self._model, self._args, self._kwargs, dict(free))
+        with handlers.block():
+            raw = unconstrain_fn(self._model, self._args, self._kwargs, dict(free))
         return ravel_pytree({n: raw[n] for n in self._site_names})[0]
 
     def log_prior(self, x: Array) -> Array:
@@ -313,7 +316,9 @@ class _NumpyroTarget(Target):
 
     def log_likelihood(self, x: Array, data: Any = None) -> Array:
         del data
-        return -self._potential(self._unravel(x))
+        # A sampler may itself be inside a NumPyro model: its handlers must not see these sites.
+        with handlers.block():
+            return -self._potential(self._unravel(x))
 
     def sample_prior(self, key: Any, num: int) -> Array:
         from numpyro.infer import Predictive

@@ -1,0 +1,128 @@
+"""Every sampler on targets with known answers; a new one is a line of `contracts.SAMPLERS`."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from contracts import SAMPLERS
+
+from skycensus import InputError, Prior, Target
+from skycensus.samplers import ImportanceSampler
+from skycensus.samplers.student_t import fit
+
+SIGMA = np.array([[1.0, 0.6], [0.6, 0.8]])
+MEAN = np.array([0.4, -0.7])
+
+
+# Compiling and training a flow takes a minute: its own tests are the quick ones.
+every_sampler = pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(s, id=name, marks=[pytest.mark.slow] if name == "flow_mcmc" else [])
+        for name, s in SAMPLERS.items()
+    ],
+)
+
+
+def gaussian_target() -> Target:
+    """Two normal priors of sd 3 and a correlated Gaussian likelihood: everything is known."""
+    precision = jnp.asarray(np.linalg.inv(SIGMA))
+
+    def log_likelihood(h, data):
+        d = jnp.stack([h["a"], h["b"]]) - data
+        return -0.5 * d @ precision @ d
+
+    prior = Prior({"a": dist.Normal(0.0, 3.0), "b": dist.Normal(0.0, 3.0)})
+    return Target(prior, log_likelihood, data=jnp.asarray(MEAN))
+
+
+def gaussian_answer() -> tuple[np.ndarray, np.ndarray, float]:
+    precision = np.linalg.inv(SIGMA) + np.eye(2) / 9.0
+    covariance = np.linalg.inv(precision)
+    mean = covariance @ np.linalg.inv(SIGMA) @ MEAN
+    total = SIGMA + 9.0 * np.eye(2)
+    log_z = 0.5 * np.log(np.linalg.det(SIGMA) / np.linalg.det(total))
+    return mean, covariance, log_z - 0.5 * MEAN @ np.linalg.inv(total) @ MEAN
+
+
+@every_sampler
+def test_gaussian_posterior(sampler):
+    result = sampler.run(gaussian_target(), jax.random.key(3))
+    mean, covariance, log_z = gaussian_answer()
+    summary = result.summary()
+    for i, name in enumerate(("a", "b")):
+        row = summary[name]
+        assert abs(row["mean"] - mean[i]) < 4 * row["mcse_mean"]
+        sd = np.sqrt(covariance[i, i])
+        assert abs(row["sd"] - sd) < 4 * sd / np.sqrt(row["ess_bulk"])
+    assert result.status.converged, str(result.status)
+    if result.log_evidence is not None:
+        assert abs(result.log_evidence - log_z) < 4 * result.log_evidence_error
+
+
+@every_sampler
+def test_the_key_decides(sampler):
+    one, two = (sampler.run(gaussian_target(), jax.random.key(5)) for _ in range(2))
+    np.testing.assert_array_equal(one.draws["a"], two.draws["a"])
+
+
+@every_sampler
+def test_nan_names_the_point(sampler):
+    def log_likelihood(h, data):
+        return jnp.where(h["a"] > 0.0, jnp.nan, -0.5 * h["a"] ** 2)
+
+    target = Target(Prior({"a": dist.Normal(0.0, 1.0)}), log_likelihood)
+    try:
+        result = sampler.run(target, jax.random.key(0))
+    except InputError as error:
+        assert "a=" in str(error)
+    else:
+        assert any(p.kind == "nan_likelihood" for p in result.status.problems)
+
+
+def test_a_numpyro_model_is_a_target():
+    observed = jnp.asarray([0.3, 1.1, 0.7, -0.2])
+
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+        with numpyro.plate("object", len(y)):
+            theta = numpyro.sample("theta", dist.Normal(mu, 1.0))
+            numpyro.sample("y", dist.Normal(theta, 0.5), obs=y)
+
+    result = SAMPLERS["nuts"].run(Target.from_numpyro(model, observed), jax.random.key(0))
+    precision = 1 / 4 + len(observed) / 1.25
+    row = result.summary()["mu"]
+    assert abs(row["mean"] - observed.sum() / 1.25 / precision) < 4 * row["mcse_mean"]
+    assert {f"theta[{i}]" for i in range(4)} <= set(result.draws)
+
+
+def test_importance_sampler_finds_two_modes():
+    def log_likelihood(h, data):
+        return jnp.logaddexp(
+            jnp.log(0.3) + dist.Normal(-4.0, 0.3).log_prob(h["a"]),
+            jnp.log(0.7) + dist.Normal(4.0, 0.5).log_prob(h["a"]),
+        )
+
+    target = Target(Prior({"a": dist.Uniform(-10.0, 10.0)}), log_likelihood)
+    result = ImportanceSampler(target_ess=1000).run(target, jax.random.key(1))
+    share = float(result.weights[result.draws["a"] > 0].sum())
+    assert abs(share - 0.7) < 4 * np.sqrt(0.21 / result.effective_sample_size())
+    assert abs(result.log_evidence + np.log(20.0)) < 4 * result.log_evidence_error
+
+
+def test_student_t_mixture_is_a_density_and_fits():
+    rng = np.random.default_rng(2)
+    x = np.concatenate([rng.normal(-3, 1, (400, 2)), rng.normal(3, 0.5, (600, 2))])
+    mixture = fit(rng, x, np.ones(1000), num_components=2, dof=8.0)
+    order = np.argsort(mixture.loc[:, 0])
+    np.testing.assert_allclose(mixture.weight[order], [0.4, 0.6], atol=0.02)
+    np.testing.assert_allclose(mixture.loc[order], [[-3, -3], [3, 3]], atol=0.2)
+    axis = np.linspace(-15, 15, 301)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    assert abs(np.exp(mixture.log_prob(grid)).sum() * 0.1**2 - 1) < 2e-3
+    draws = mixture.sample(rng, 4000)
+    assert abs(np.mean(draws[:, 0] > 0) - mixture.weight[order][1]) < 0.02
