@@ -579,7 +579,6 @@ def problem(tmp_path, monkeypatch):
 FREE = ["alpha_pl_0", "log_rate_0", "mmax_pl_0"]
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
     ("main", "sampler", "chains", "draws"),
     [(gwkokab.nuts_main, "nuts.json", 2, 20), (gwkokab.flow_mcmc_main, "flow.json", 4, 10)],

@@ -343,9 +343,7 @@ def _safe_log(x: Array) -> Array:
 def _shift(x: Array) -> Array:
     """A constant to subtract before exponentials: the value, or zero where that is -inf."""
     x = jax.lax.stop_gradient(x)
-    # The barrier keeps this select out of the loop over draws, which it would stop from being
-    # vectorised.
-    return jax.lax.optimization_barrier(jnp.where(x == -jnp.inf, 0.0, x))
+    return jnp.where(x == -jnp.inf, 0.0, x)
 
 
 def log_sums(terms: Sequence[Array], log_ref: Array, *, squares: bool) -> tuple[Array, Array]:
