@@ -581,7 +581,10 @@ FREE = ["alpha_pl_0", "log_rate_0", "mmax_pl_0"]
 
 @pytest.mark.parametrize(
     ("main", "sampler", "chains", "draws"),
-    [(gwkokab.nuts_main, "nuts.json", 2, 20), (gwkokab.flow_mcmc_main, "flow.json", 4, 10)],
+    [
+        (gwkokab.nuts_main, "nuts.json", 2, 20),
+        pytest.param(gwkokab.flow_mcmc_main, "flow.json", 4, 10, marks=pytest.mark.slow),
+    ],
 )
 def test_a_tiny_inference(problem, tmp_path, main, sampler, chains, draws, capsys):
     code = main([*problem, "--sampler-cfg", sampler])

@@ -88,6 +88,7 @@ def test_agrees_with_quadrature_over_the_prior_within_the_stated_variance(select
     assert np.median(np.sqrt(variance)) < 0.05
 
 
+@pytest.mark.slow
 def test_the_stated_variance_covers_the_error_over_keys():
     h = {"slope": -1.0, "low": 2.0, "high": 20.0, "log_rate": 1.0}
     truth = exact(h)

@@ -99,6 +99,7 @@ def test_correlated_gaussian(local_sampler):
     assert result.sample_stats["lp"][3, 17] == pytest.approx(float(lp), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_two_modes_have_their_weights():
     """Modes 16 standard deviations apart, with a third and two thirds of the mass."""
     sd, center = 0.5, 4.0
@@ -131,6 +132,7 @@ def test_two_modes_have_their_weights():
         assert abs(result.log_evidence + 2 * np.log(20)) < 4 * result.log_evidence_error
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_draws():
     settings = SMALL | {"num_production_loops": 1, "num_flow_draws": 100}
     runs = [FlowMCMC(**settings).run(gaussian_target(), jax.random.key(k)) for k in (3, 3, 4)]
@@ -161,6 +163,7 @@ def test_a_jumping_likelihood_is_sampled_as_it_is():
     assert abs(result.log_evidence - np.log(tail)) < 4 * result.log_evidence_error
 
 
+@pytest.mark.slow
 def test_thinning_and_batches_keep_the_shapes():
     settings = SMALL | {
         "num_production_loops": 2,
