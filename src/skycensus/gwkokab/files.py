@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,10 +153,10 @@ def _nuts(settings: dict[str, Any], where: str) -> SamplerSettings:
         raise InputError(
             f"{where}, mcmc: chain_method = {fields['chain_method']!r} is not one of {methods}."
         )
-    cores = os.cpu_count() or 1
-    if fields.get("chain_method") == "parallel" and fields.get("num_chains", 4) > cores:
-        fields["chain_method"] = "vectorized"
-        notes.append(f"chain_method is 'vectorized': there are {cores} cores for parallel chains.")
+    if fields.get("chain_method") == "parallel":
+        # One chain per device where there are as many; a likelihood that keeps all cores of a CPU
+        # busy by itself gains nothing from chains beside it.
+        fields["chain_method"] = "auto"
     return SamplerSettings(fields, bool(mcmc.get("progress_bar", True)), tuple(notes))
 
 

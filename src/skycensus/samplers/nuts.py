@@ -106,6 +106,8 @@ class NUTS:
     def _chain_method(self, target: Target) -> str:
         if self.chain_method != "auto":
             return self.chain_method
+        if 1 < self.num_chains <= jax.local_device_count():
+            return "parallel"
         on_cpu = jax.default_backend() == "cpu"
         return "sequential" if on_cpu and batch_size(target) == 1 else "vectorized"
 
