@@ -131,7 +131,7 @@ def test_help_is_quick(main):
 def test_every_extra_makes_a_population_over_its_parameters(extra):
     population = model.make_population(1, 1, [extra])
     assert population.parameters == (*MASSES, *model.EXTRAS[extra][0])
-    from skycensus.gw.families import hyperparameter_names
+    from skycensus.model import hyperparameter_names
 
     required, optional = hyperparameter_names(population.function)
     assert {"log_rate_0", "log_rate_1", "alpha_pl_0", "m1_loc_g_0"} <= set(required)
@@ -152,12 +152,11 @@ def test_every_extra_makes_a_population_over_its_parameters(extra):
 
 
 def test_beta_distributions_with_a_pole_are_outside_the_prior():
-    from skycensus.gw.families import hyperparameter_names
-    from skycensus.model import hyperparameter_names as asked_by_the_model
+    from skycensus.model import hyperparameter_names
 
     population = model.make_population(1, 1, ["beta-spin-magnitude"]).function
     required, optional = hyperparameter_names(population)
-    assert set(asked_by_the_model(population)) == set(required) and "m1_low_g_0" in optional
+    assert "m1_low_g_0" in optional
     good = {name: jnp.asarray(0.02 if "variance" in name else 0.3) for name in required}
     good |= {"mmin_pl_0": jnp.asarray(5.0), "mmax_pl_0": jnp.asarray(80.0)}
     values = {"mass_1_source": 30.0, "mass_2_source": 20.0, "a_1": 0.2, "a_2": 0.1}

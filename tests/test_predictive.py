@@ -7,11 +7,11 @@ from scipy import stats
 from scipy.integrate import quad
 
 from skycensus import Joint, Mixture, PowerLaw, Prior, Samples
+from skycensus.density import log_total
 from skycensus.errors import InputError
 from skycensus.predictive import (
     detected_predictive,
     hyperparameter_draws,
-    log_total,
     population_curves,
     posterior_predictive,
 )

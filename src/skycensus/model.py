@@ -74,7 +74,7 @@ class HierarchicalModel:
                 "rate='poisson' needs a selection: the expected number of detections is part of "
                 "the likelihood. Give one, or use rate='shape'."
             )
-        needed, optional = _asked_names(population)
+        needed, optional = hyperparameter_names(population)
         self.prior = prior.resolve(needed, optional)
         self.population = population
         self.likelihood = likelihood
@@ -349,13 +349,12 @@ class _Recorder(dict[str, Any]):
         return default
 
 
-def hyperparameter_names(population: Population) -> tuple[str, ...]:
-    """The names that `population` must have in its hyperparameters, in order."""
-    return _asked_names(population)[0]
+def hyperparameter_names(population: Population) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The hyperparameters that `population` needs, in order, and those that it takes where given.
 
-
-def _asked_names(population: Population) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The hyperparameters that `population` needs, and those that it takes where given."""
+    Works for every population that reads `h[name]` or `h.get(name, default)`: it is run once, on a
+    mapping that notes what is asked for.
+    """
     asked = _Recorder()
 
     def look() -> Array:

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from jax.scipy.special import logsumexp
 
-from .density import Density, Joint, Mixture, Population, Theta
+from .density import Density, Joint, Mixture, Population, Theta, log_total
 from .errors import InputError, did_you_mean
 from .likelihood import Samples
 from .prior import Prior
@@ -40,19 +39,6 @@ def hyperparameter_draws(
     return {
         name: np.broadcast_to(value, (num, *np.shape(value)[1:])) for name, value in every.items()
     }
-
-
-def log_total(density: Any) -> Array:
-    r"""Return $\ln \int \rho(\theta)\,d\theta$: the log of the total rate, zero for a probability.
-
-    Factors of a `Joint` that depend on others, and leaves of mixtures, count as normalised.
-    """
-    if isinstance(density, Mixture):
-        terms = [log_total(c) + density.log_weights[k] for k, c in density.components.items()]
-        return logsumexp(jnp.stack([jnp.asarray(t, float) for t in terms]))
-    if isinstance(density, Joint):
-        return sum((log_total(f) for f in density.factors.values()), start=jnp.zeros(()))
-    return jnp.asarray(getattr(density, "log_total", 0.0), float)
 
 
 # ---- marginal densities --------------------------------------------------------------------------

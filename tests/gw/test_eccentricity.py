@@ -11,11 +11,11 @@ from skycensus.gw import eccentricity
 from skycensus.gw.families import (
     Beta,
     TruncatedNormal,
-    hyperparameter_names,
     log_ndtr_difference,
     product,
     uniform,
 )
+from skycensus.model import hyperparameter_names
 
 TWO = {
     "eccentricity_zeta": 0.3,

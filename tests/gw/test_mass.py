@@ -9,7 +9,7 @@ from scipy import stats
 from skycensus.density import Kernels
 from skycensus.errors import InputError
 from skycensus.gw import mass, redshift, spin
-from skycensus.gw.families import hyperparameter_names
+from skycensus.model import hyperparameter_names
 
 POWER_LAW = {"alpha": 2.3, "beta": 1.0, "mmin": 5.0, "mmax": 80.0}
 ONE = {f"{k}_pl_0": v for k, v in POWER_LAW.items()}

@@ -165,7 +165,7 @@ def parameters_of(population: Population) -> tuple[str, ...]:
     names: list[tuple[str, ...]] = []
 
     def look() -> None:
-        h = dict.fromkeys(hyperparameter_names(population), jnp.asarray(0.5))
+        h = dict.fromkeys(hyperparameter_names(population)[0], jnp.asarray(0.5))
         names.append(tuple(population(h).names))
 
     jax.eval_shape(look)

@@ -215,7 +215,7 @@ def _plan_truth(plan: Plan) -> None:
         if raw["file"] and not path.is_file():
             plan.problems.append(f"{where}there is no file '{path}'.")
             return
-    known = hyperparameter_names(plan.population) if plan.population is not None else ()
+    known = sum(hyperparameter_names(plan.population), ()) if plan.population is not None else ()
     with collecting(plan.problems, where):
         if path.is_file():
             stored = {k: v for k, v in _read_truth(path).items() if k in known}

@@ -6,7 +6,7 @@ mapping `h` under `name + suffix`, so that one family can serve several subpopul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -43,51 +43,6 @@ def hyperparameter(h: Hyperparameters, name: str, default: Any = None) -> Any:
             f"give it a prior or a fixed value."
         )
     return value
-
-
-def hyperparameter_names(
-    population: Callable[[Hyperparameters], Any],
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of the hyperparameters that a population requires, and of those it can take.
-
-    Works for every population that reads `h[name]` or `h.get(name, default)`: it is run once, on a
-    mapping that takes note of what is asked for.
-    """
-    asked = _Asked()
-
-    def probe() -> None:
-        population(asked)
-
-    jax.eval_shape(probe)
-    return tuple(asked.required), tuple(n for n in asked.optional if n not in asked.required)
-
-
-class _Asked(Mapping[str, Any]):
-    """A mapping that has every name, and notes which are asked for."""
-
-    def __init__(self) -> None:
-        self.required: dict[str, None] = {}
-        self.optional: dict[str, None] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        self.required[name] = None
-        return jnp.asarray(0.5)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        if default is None:
-            return self[name]
-        self.optional[name] = None
-        return default
-
-    def __contains__(self, name: object) -> bool:
-        self.optional[str(name)] = None
-        return False
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.required)
-
-    def __len__(self) -> int:
-        return len(self.required)
 
 
 def log_fraction(x: Any) -> Array:

@@ -21,9 +21,9 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from ..density import Joint, Mixture, Population
+from ..density import Joint, Mixture, Population, log_total
 from ..errors import InputError
-from ..predictive import Hyperparameters, log_total
+from ..predictive import Hyperparameters
 
 PARAMETER = "redshift"
 

@@ -153,7 +153,7 @@ def resolve(entries: Mapping[str, Any], population: Population, where: str) -> A
     """
     import re
 
-    from ..gw.families import hyperparameter_names
+    from ..model import hyperparameter_names
     from ..prior import Prior
 
     required, optional = hyperparameter_names(population.function)
