@@ -123,7 +123,7 @@ class HierarchicalModel:
                 expected = jnp.exp(detected.value + self.log_exposure)
                 value, weight = value - expected, expected
             else:
-                weight = jnp.asarray(float(len(_names(self.likelihood))))
+                weight = jnp.asarray(float(len(self.likelihood.names)))
                 # Without any detection there is nothing to divide by, only infinite variance.
                 unseen = detected.value == -jnp.inf
                 normalised = value - weight * jnp.where(unseen, 0.0, detected.value)
@@ -143,14 +143,14 @@ class HierarchicalModel:
 
     def log_marginals(self, hyperparameters: Hyperparameters, data: Any = None) -> LogMarginal:
         """Per-object log marginals and variances."""
-        return _log_marginal((self.data if data is None else data)[0], hyperparameters)
+        return (self.data if data is None else data)[0].log_marginal(hyperparameters)
 
     def detected(self, hyperparameters: Hyperparameters, data: Any = None) -> LogMarginal:
         r"""$\ln m_\det$ (plus `log_exposure`) and its variance."""
         selection = (self.data if data is None else data)[1]
         if selection is None:
             raise InputError("the model has no selection.")
-        value, variance = _log_marginal(selection, hyperparameters)
+        value, variance = selection.log_marginal(hyperparameters)
         return LogMarginal(value[0] + self.log_exposure, variance[0])
 
     def target(self) -> Target:
@@ -384,16 +384,8 @@ class _Plain(eqx.Module):
         return self.likelihood.log_marginal(self.population(hyperparameters))
 
 
-def _log_marginal(part: Any, hyperparameters: Hyperparameters) -> LogMarginal:
-    return part.log_marginal(hyperparameters)
-
-
 def _total(part: Any, hyperparameters: Hyperparameters, variance: bool) -> LogMarginal:
     if hasattr(part, "total"):
         return part.total(hyperparameters, variance=variance)
     each = part.log_marginal(hyperparameters)
     return LogMarginal(jnp.sum(each.value), jnp.sum(each.variance))
-
-
-def _names(likelihood: Any) -> tuple[str, ...]:
-    return likelihood.names

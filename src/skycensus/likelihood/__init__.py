@@ -33,7 +33,9 @@ class LogMarginal(NamedTuple):
 
 
 class Likelihood(Protocol):
-    """A batch of objects, each known through its likelihood p(d | theta)."""
+    """A batch of objects, each known through its likelihood p(d | theta), and their names."""
+
+    names: tuple[str, ...]
 
     def log_marginal(self, density: Any) -> LogMarginal:
         """Integrate `density` (a `skycensus.density.Density`) against every object's likelihood."""
