@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-PEERS = {"gwpopulation": ["gwpopulation==1.4.0", "jax"], "gwkokab": ["gwkokab==0.3.1"]}
+PEERS = {
+    "gwpopulation": ["gwpopulation==1.4.0", "jax"],
+    "gwkokab": ["gwkokab==0.3.1"],
+    "pymc": ["pymc>=5.20", "nutpie[pymc]>=0.15", "astropy"],
+}
 _FOLDER = Path(os.environ.get("SKYCENSUS_PEERS", Path.home() / ".cache" / "skycensus-peers"))
 
 

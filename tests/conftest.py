@@ -39,6 +39,18 @@ def require_path() -> Callable[[str | Path], Path]:
 
 
 @pytest.fixture(scope="session")
+def sized() -> Callable[..., int]:
+    """`sized(full=100, small=20)` is how much of something a validation test does.
+
+    It is the first, unless $SKYCENSUS_VALIDATION is "small", as it is where CI runs these tests.
+    """
+    size = os.environ.get("SKYCENSUS_VALIDATION", "full")
+    if size not in ("small", "full"):
+        raise pytest.UsageError(f"SKYCENSUS_VALIDATION='{size}'; use 'small' or 'full'.")
+    return lambda *, full, small: small if size == "small" else full
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared reference data: $SKYCENSUS_SHARED, else `shared` beside the checkout.
 

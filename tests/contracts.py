@@ -17,9 +17,11 @@ from skycensus import (
     Joint,
     Mixture,
     PowerLaw,
+    QuadratureSampler,
     Samples,
 )
 from skycensus.density import Density
+from skycensus.likelihood import Gaussian, LinearGrid, Quadrature
 
 
 class DensityCase(NamedTuple):
@@ -113,6 +115,7 @@ class LikelihoodCase(NamedTuple):
 
     make: Callable[[np.ndarray], Any]
     tolerance: float  # of a log marginal, beyond its stated Monte Carlo error
+    any_density: bool = True  # False where only Gaussian populations have a closed form
 
 
 SIGMA = 0.5
@@ -142,11 +145,39 @@ def _grid(at: np.ndarray) -> Grid:
     return Grid({"x": nodes}, table, np.log(nodes[1] - nodes[0]))
 
 
+def _quadrature(at: np.ndarray) -> Quadrature:
+    def log_likelihood(theta: Any, data: Any) -> Any:
+        value = dist.Normal(data["at"], SIGMA).log_prob(theta["x"])
+        # Zero far away, as no formula is by itself: so that objects can be impossible.
+        return jnp.where(jnp.abs(theta["x"] - data["at"]) < 16 * SIGMA, value, -jnp.inf)
+
+    return Quadrature(log_likelihood, {"at": at})
+
+
+def _gaussian(at: np.ndarray) -> Gaussian:
+    return Gaussian(np.ones((4, 1)), at, SIGMA, parameters=["x"])
+
+
+def _linear_grid(at: np.ndarray) -> LinearGrid:
+    return LinearGrid(
+        lambda theta, columns: columns["one"][:, None] * theta["sign"],
+        at[:, None],
+        np.full((4, 1), SIGMA),
+        columns={"one": np.ones((4, 1))},
+        nodes={"sign": np.ones((4, 2))},
+        log_weight=np.full((4, 2), np.log(0.5)),
+        parameters=["x"],
+    )
+
+
 LIKELIHOODS: dict[str, LikelihoodCase] = {
     "Samples": LikelihoodCase(_samples, 1e-9),
     "Samples, spanning blocks": LikelihoodCase(_samples_in_blocks, 1e-9),
     "Samples, 32-bit": LikelihoodCase(_samples_32_bit, 1e-5),
     "Grid": LikelihoodCase(_grid, 1e-9),
+    "Gaussian": LikelihoodCase(_gaussian, 1e-9, any_density=False),
+    "LinearGrid": LikelihoodCase(_linear_grid, 1e-9, any_density=False),
+    "Quadrature": LikelihoodCase(_quadrature, 1e-9),
 }
 
 
@@ -158,4 +189,5 @@ SAMPLERS: dict[str, Any] = {
     "flow_mcmc": FlowMCMC(
         num_chains=10, num_training_loops=2, num_production_loops=4, num_start=256, num_epochs=3
     ),
+    "quadrature": QuadratureSampler(),
 }

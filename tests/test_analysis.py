@@ -17,12 +17,12 @@ from skycensus.analysis import (
     peak_memory,
 )
 from skycensus.density import Joint, Mixture
-from skycensus.diagnostics import Status
 from skycensus.likelihood import Grid, Samples
 from skycensus.model import HierarchicalModel
 from skycensus.prior import Prior
 from skycensus.result import Result
 from skycensus.samplers import NUTS, ImportanceSampler
+from skycensus.status import Status
 
 PRIOR = {"mu": dist.Normal(0.0, 1.0), "log_rate": dist.Uniform(0.0, 3.0), "nu": "mu", "sd": 1.0}
 
@@ -152,14 +152,18 @@ def test_few_effective_draws_are_named(rng):
     assert "few_injections" in kinds(result.status.notes)
 
 
-def test_a_noisy_likelihood_is_a_problem_only_against_a_limit(rng):
-    sampler = fixed(rng, (1, 20))
+def test_noise_in_the_shape_of_the_posterior_is_a_problem_and_a_noisy_level_a_note(rng):
     noisy = make_model(rng, num_draws=3, num_objects=20)
-    status = analyse(noisy, sampler, jax.random.key(0)).status
-    assert status.converged
-    assert "monte_carlo_variance" in kinds(status.notes)
+    result = analyse(noisy, fixed(rng, (1, 20)), jax.random.key(0))
+    assert kinds(result.status.problems) == ["monte_carlo_variance"]
+    assert result.measures["log_likelihood_difference_variance"] > 1
+    draws = {"mu": 0.3 + 1e-3 * rng.normal(size=(1, 20)), "log_rate": np.full((1, 20), 1.0)}
+    result = analyse(noisy, Fixed(draws), jax.random.key(0))
+    assert result.status.converged
+    assert "monte_carlo_variance" in kinds(result.status.notes)
+    assert result.measures["log_likelihood_difference_variance"] < 0.1
     limited = make_model(rng, num_draws=3, num_objects=20, max_variance=0.5)
-    status = analyse(limited, sampler, jax.random.key(0)).status
+    status = analyse(limited, Fixed(draws), jax.random.key(0)).status
     assert kinds(status.problems) == ["monte_carlo_variance"]
     assert "goal 0.5" in status.problems[0].message
 

@@ -19,19 +19,28 @@ PACKAGE = "skycensus"
 
 CORE = {
     "analysis",
+    "blocks",
     "density",
     "diagnostics",
     "distributions",
     "errors",
     "estimators",
+    "folders",
     "informed",
+    "keys",
+    "latent_checks",
+    "latents",
     "likelihood",
     "model",
+    "objects",
+    "precision",
     "predictive",
     "prior",
     "result",
     "samplers",
     "statistics",
+    "status",
+    "weights",
 }
 SCIENCE = {"gamma", "gw", "stars"}
 FRONT = {
@@ -40,6 +49,8 @@ FRONT = {
     "config",
     "data",
     "figures",
+    "graph",
+    "graph_layout",
     "gwkokab",
     "output",
     "plots",
@@ -55,7 +66,8 @@ MAY_IMPORT = (
 # Third-party packages and the rooms that may import them; none for what is kept out altogether.
 ONLY_IN = {
     "corner": {"plots"},
-    "matplotlib": {"plots"},
+    "daft": {"graph"},
+    "matplotlib": {"graph", "plots"},
     "pickle": set(),
     "cloudpickle": set(),
     "dill": set(),

@@ -13,6 +13,7 @@ import pytest
 
 from skycensus import cli, output
 from skycensus.config import to_toml
+from skycensus.gw.tables import file_hash
 from skycensus.result import Result
 
 TRUTH = {"alpha": 2.0, "beta": 0.0, "mmin": 10.0, "mmax": 50.0, "log_rate": 5.0}
@@ -126,7 +127,7 @@ def test_a_run(finished):
     assert told["seed"] == 4
     assert len(told["inputs"]) == 8 + 2  # events, injections and the truth that lies beside them
     for path, digest in told["inputs"].items():
-        assert output.sha256(path) == digest
+        assert file_hash(path) == digest
     assert told["smallest_n_eff"]["object"].startswith("event_")
     assert told["num_objects"] == 8
     # The rate is known to about 1/sqrt(8).
@@ -205,7 +206,7 @@ def test_a_folder_of_something_else_is_never_replaced(copy, no_sampling, capsys)
 def test_exit_code_of_a_run_that_has_not_converged(copy, monkeypatch, finished, capsys):
     from dataclasses import replace
 
-    from skycensus.diagnostics import Problem, Status
+    from skycensus.status import Problem, Status
 
     stored = Result.load(finished[1] / "result.nc")
     poor = replace(stored, status=Status(False, (Problem.of("r_hat", "r_hat is 1.4"),)))

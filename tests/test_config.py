@@ -42,7 +42,7 @@ def test_sections_have_their_values_and_defaults():
     assert config.sections["data"].events == "posteriors/*.dat"
     assert config.sections["data"].on_low_n_eff == "error"
     assert config.sections["selection"].file == "injections_found.hdf5"
-    assert config.sections["model"].rate == "poisson"
+    assert config.sections["model"].rate is None
     assert config.in_data("x.json") == Path("/somewhere/catalogue/x.json")
 
 

@@ -4,20 +4,14 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from skycensus.diagnostics import (
-    REMEDIES,
-    Problem,
-    Status,
+    GOALS,
     diagnose,
     effective_sample_size,
-    fit_generalised_pareto,
-    import_arviz,
-    kish,
-    pareto_k,
-    pareto_smooth,
-    quantile,
     r_hat,
     scalars,
 )
+from skycensus.status import REMEDIES, Problem, Status
+from skycensus.weights import kish
 
 
 @pytest.fixture
@@ -117,18 +111,6 @@ def test_wrong_shape_and_kind():
 # ---- weights -------------------------------------------------------------------------------------
 
 
-def test_kish():
-    assert kish(np.full(7, -300.0)) == pytest.approx(7)
-    assert kish([0.0, -np.inf, 0.0]) == pytest.approx(2)
-    assert kish(np.log([1, 2, 3])) == pytest.approx(36 / 14)
-
-
-@pytest.mark.parametrize("bad", [[np.nan, 0], [-np.inf, -np.inf], [np.inf, 0], []])
-def test_weights_that_are_none(bad):
-    with pytest.raises(ValueError, match="log_weight"):
-        kish(bad)
-
-
 def test_equal_weights_change_nothing(rng):
     x = autoregressive(rng, 4, 1000, 0.5)
     for kind in ("bulk", "tail", "mean"):
@@ -155,64 +137,6 @@ def test_weighted_error_is_the_error(rng):
         for a, b in zip(x[:20], log_weight[:20], strict=True)
     ]
     assert np.mean(claims) == pytest.approx(spread, rel=3 / np.sqrt(2 * 400))
-
-
-def test_weighted_quantiles(rng):
-    x = rng.normal(scale=2, size=200_000)
-    log_weight = stats.norm.logpdf(x) - stats.norm.logpdf(x, scale=2)
-    q = np.array([0.05, 0.5, 0.95])
-    assert quantile(x, q, log_weight) == pytest.approx(stats.norm.ppf(q), abs=0.02)
-    assert quantile([0.0, 1.0], 0.25) == 0.25
-
-
-# ---- Pareto smoothing ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("k", [-0.5, 0.2, 0.5, 0.9, 1.5])
-def test_generalised_pareto_is_recovered(k):
-    n = 4000
-    x = np.sort(stats.genpareto.ppf((np.arange(n) + 0.5) / n, k, scale=2.5))
-    shape, scale = fit_generalised_pareto(x)
-    assert shape == pytest.approx((n * k + 5) / (n + 10), abs=0.02)
-    assert scale == pytest.approx(2.5, rel=0.03)
-
-
-@pytest.mark.parametrize("k", [0.3, 0.6, 1.0])
-def test_pareto_tail_of_weights(rng, k):
-    """Weights u^-k have a Pareto tail of shape k; the prior of k pulls the fit towards 1/2."""
-    log_weight = -k * np.log(rng.random((4, 25_000)))
-    tail = 3 * np.sqrt(log_weight.size)
-    expected = (tail * k + 5) / (tail + 10)
-    assert pareto_k(log_weight) == pytest.approx(expected, abs=4 * (1 + k) / np.sqrt(tail))
-
-
-def test_smoothing_keeps_order_scale_and_body(rng):
-    log_weight = rng.normal(size=(2, 500)) - 1000
-    smooth, k = pareto_smooth(log_weight)
-    assert smooth.shape == log_weight.shape and smooth.max() <= log_weight.max()
-    assert (np.argsort(smooth, axis=None) == np.argsort(log_weight, axis=None)).all()
-    assert np.sum(smooth != log_weight) <= np.ceil(3 * np.sqrt(1000))
-    assert np.isfinite(k) and k == pareto_k(log_weight + 17.0)
-
-
-def test_smoothing_agrees_with_arviz(rng):
-    log_weight = rng.normal(scale=1.5, size=1000)
-    arviz = import_arviz()
-    if not hasattr(arviz, "psislw"):
-        pytest.skip("arviz 1 has no psislw of arrays")
-    expected, k = arviz.psislw(log_weight)
-    smooth, ours = pareto_smooth(log_weight)
-    assert ours == pytest.approx(float(k), abs=1e-10)
-    np.testing.assert_allclose(smooth - logsumexp(smooth), expected, rtol=1e-9)
-
-
-def test_smoothing_where_there_is_no_tail():
-    assert pareto_k(np.zeros(1000)) == -np.inf
-    assert pareto_k([0.0, -1.0, -2.0]) == np.inf
-    assert pareto_k(np.r_[np.zeros(1), np.full(999, -50.0)]) == np.inf
-    assert pareto_k(np.r_[np.zeros(500), np.full(500, -np.inf)]) == -np.inf
-    with pytest.raises(ValueError, match="NaN"):
-        pareto_smooth([np.nan, 0.0])
 
 
 # ---- the verdict ---------------------------------------------------------------------------------
@@ -265,19 +189,12 @@ def test_importance_weights(rng):
     heavy = -1.2 * np.log(rng.random((1, 4000)))
     assert "k_hat" in kinds(diagnose({"a": x}, log_weight=heavy))[0]
     assert "k_hat" not in kinds(diagnose({"a": x}, log_weight=heavy, k_hat=0.2))[0]
-    few = diagnose({"a": x}, log_weight=wide, min_ess=1e6)
+    few = diagnose({"a": x}, log_weight=wide, goals=GOALS._replace(ess=1e6))
     assert kinds(few) == (["importance_ess"], [])
 
 
 def test_likelihood_statistics(rng):
     draws = {"a": rng.normal(size=(4, 500))}
-    variance = np.full((4, 500), 1.2)
-    told = {"log_likelihood_variance": variance}
-    # Worth knowing, but an error only where a limit was set.
-    assert kinds(diagnose(draws, told)) == ([], ["monte_carlo_variance"])
-    limited = diagnose(draws, told, max_log_likelihood_variance=1.1)
-    assert kinds(limited) == (["monte_carlo_variance"], [])
-    assert diagnose(draws, told, max_log_likelihood_variance=1.5).notes == ()
     log_likelihood = np.zeros((4, 500))
     log_likelihood[2, 7] = np.nan
     status = diagnose(draws, {"log_likelihood": log_likelihood})

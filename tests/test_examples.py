@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from skycensus.cli import main
+from skycensus.stars import lines
+from skycensus.stars.binaries import velocity_table
+from skycensus.stars.parallax import simulate_cluster
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK = ["sampler.target_ess=200", "sampler.num_adapt=256", "output.figures=false"]
@@ -28,6 +32,7 @@ def test_every_example_has_a_config_and_a_readme():
         assert (folder / "config.toml").exists() and (folder / "README.md").exists(), folder
 
 
+@pytest.mark.slow
 def test_gw_tutorial(shared, require_path, tmp_path):
     folder = require_path(shared / "reference" / "gwkokab")
     summary = run(
@@ -42,6 +47,78 @@ def test_gw_tutorial(shared, require_path, tmp_path):
             # The stated Monte Carlo error, and that of the reference's own 20,000 draws.
             error = row["mcse_mean"] + want["sd"] / 20_000**0.5
             assert abs(row["mean"] - want["mean"]) < 5 * error, name
+
+
+CLOSE = 0.01  # of an exact standard deviation
+QUICK_OBJECTS = ["output.figures=false", "output.num_object_draws=0"]
+
+
+def run_table(config: str, data: Path, out: Path, *settings: str) -> dict:
+    """An example whose data are one table."""
+    arguments = ["run", str(EXAMPLES / config), "--out", str(out), "--set", f"data.path='{data}'"]
+    for setting in (*QUICK_OBJECTS, *settings):
+        arguments += ["--set", setting]
+    assert main(arguments) == 0
+    return json.loads((out / "summary.json").read_text())["parameters"]
+
+
+def check_exact(rows: dict, exact: Path, tolerance: float = CLOSE) -> None:
+    for name, want in json.loads(exact.read_text())["params"].items():
+        if isinstance(want, dict) and "sd" in want:
+            assert abs(rows[name]["mean"] - want["mean"]) < tolerance * want["sd"], name
+            assert abs(rows[name]["sd"] / want["sd"] - 1) < tolerance, name
+
+
+@pytest.mark.parametrize(
+    ("config", "data", "exact"),
+    [
+        (
+            "star_cluster/config.toml",
+            "reference/hierarchical/cluster_parallax.ecsv",
+            "exact_cluster.json",
+        ),
+        ("apogee_binaries/config.toml", "data/apogee/apogee-binaries.fits", "exact_rv2.json"),
+        ("apogee_binaries/one_star.toml", "data/apogee/apogee-binaries.fits", "exact_rv1.json"),
+        (
+            "line_with_outliers/config.toml",
+            "reference/hierarchical/line_outliers.ecsv",
+            "exact_line.json",
+        ),
+    ],
+)
+def test_exact_answers(config, data, exact, shared, require_path, tmp_path):
+    data = require_path(shared / data)
+    rows = run_table(config, data, tmp_path / "out")
+    # A single star's draws are independent: their own error is a third of the tolerance.
+    check_exact(rows, shared / "reference" / "hierarchical" / exact)
+
+
+def test_sparse_binaries(shared, require_path, tmp_path):
+    """The velocities of the reference: where a joint sampler is 2.4 to 2.9 sd off."""
+    arrays = require_path(shared / "reference/hierarchical/rv_sparse_N64_J8_s1.npz")
+    with np.load(arrays) as found:
+        table = velocity_table(found["t"], found["y"], float(found["err"]))
+    table.write(tmp_path / "sparse.ecsv")
+    rows = run_table("sparse_binaries/config.toml", tmp_path / "sparse.ecsv", tmp_path / "out")
+    exact = json.loads(arrays.with_suffix(".json").read_text())["exact"]
+    for name, (mean, sd) in exact.items():
+        # The reference itself is good to about 2 % of a standard deviation.
+        assert abs(rows[name]["mean"] - mean) < 0.05 * sd
+        assert abs(rows[name]["sd"] / sd - 1) < 0.05
+
+
+def test_simulated_data_of_the_examples(tmp_path):
+    """Without any reference data: each generator's table goes through its example's config."""
+    simulate_cluster(num_stars=40).write(tmp_path / "cluster.ecsv")
+    lines.simulate().write(tmp_path / "line.ecsv")
+    run_table("star_cluster/config.toml", tmp_path / "cluster.ecsv", tmp_path / "a")
+    rows = run_table(
+        "line_with_outliers/config.toml",
+        tmp_path / "line.ecsv",
+        tmp_path / "b",
+        "sampler.target_ess=1000",
+    )
+    assert abs(rows["m"]["mean"] - 3.17) < 5 * rows["m"]["sd"]
 
 
 @pytest.mark.slow

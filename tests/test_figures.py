@@ -51,6 +51,7 @@ def result():
     return Result(draws, Status(True), truth=TRUTH, fixed=dict(PRIOR.fixed))
 
 
+@pytest.mark.slow
 def test_every_figure_of_a_gravitational_wave_model(model, result, tmp_path):
     found = figures.standard_figures(model, result, key=jax.random.key(0), num_draws=20)
     names = {"mass_1_source", "mass_2_source", "redshift"}

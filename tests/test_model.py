@@ -326,3 +326,47 @@ def test_numpyro_prior_draws_follow_the_hierarchy():
     z = (free["theta"] - free["mu"][:, None]) / free["tau"][:, None]
     assert scipy.stats.kstest(np.asarray(z[:, 3]), "norm").pvalue > 1e-3
     assert scipy.stats.kstest(np.asarray(free["mu"]), scipy.stats.norm(0, 5).cdf).pvalue > 1e-3
+
+
+# --- joint priors ---------------------------------------------------------------------------------
+
+
+def test_a_target_with_a_joint_prior_has_scalars_and_one_coordinate_less():
+    concentration = np.array([1.5, 2.0, 4.0])
+    prior = Prior(
+        {
+            "w_a, w_b, w_c": dist.Dirichlet(jnp.asarray(concentration)),
+            "x": dist.Normal(0.0, 2.0),
+        }
+    )
+    target = Target(prior, lambda h, data: h["x"] * h["w_b"])
+    assert target.dim == 3
+    assert target.names == ("w_a", "w_b", "w_c", "x")
+    points = target.sample_prior(jax.random.key(0), 5)
+    free = jax.vmap(target.constrain)(points)
+    np.testing.assert_allclose(free["w_a"] + free["w_b"] + free["w_c"], 1.0, rtol=1e-12)
+    np.testing.assert_allclose(jax.vmap(target.unconstrain)(free), points, atol=1e-9)
+    np.testing.assert_allclose(target.log_likelihood(points[0]), free["x"][0] * free["w_b"][0])
+    # Normalised in the two coordinates that the simplex has.
+    axis = jnp.linspace(-9.0, 9.0, 181)
+    plane = jnp.stack([*jnp.meshgrid(axis, axis), jnp.zeros((181, 181))], -1).reshape(-1, 3)
+    log_prior = jax.jit(jax.vmap(target.log_prior))(plane)
+    total = jnp.exp(log_prior - dist.Normal(0.0, 2.0).log_prob(0.0)).sum() * 0.1**2
+    np.testing.assert_allclose(total, 1.0, atol=1e-4)
+
+
+def test_weights_of_a_mixture_with_a_joint_prior():
+    def population(h):
+        parts = {"near": dist.Normal(1.0, 0.3), "far": dist.Normal(3.0, 0.3)}
+        return Mixture(
+            {name: Joint({"x": d}) for name, d in parts.items()},
+            log_weights={"near": jnp.log(h["w_near"]), "far": jnp.log(h["w_far"])},
+        )
+
+    prior = Prior({"w_near, w_far": {"dist": "Dirichlet", "concentration": [1, 1]}})
+    m = HierarchicalModel(prior, population, EVENTS, rate="shape")
+    assert m.prior.names == ("w_near", "w_far")
+    target = m.target()
+    h = {"w_near": jnp.array(0.3), "w_far": jnp.array(0.7)}
+    at = target.unconstrain(h)
+    np.testing.assert_allclose(target.log_likelihood(at), m.log_likelihood(h).value, rtol=1e-9)

@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 
 from skycensus import plots
 from skycensus.errors import InputError
+from skycensus.plots import draws
 from skycensus.result import Result, Status
 
 
@@ -87,7 +88,7 @@ def test_corner_says_median_and_interval():
     ],
 )
 def test_titles_leave_units_to_the_axis(label, title):
-    assert plots._title(label, "v") == title
+    assert draws._title(label, "v") == title
 
 
 def test_corner_writes_a_file(result, tmp_path):
@@ -98,7 +99,7 @@ def test_corner_writes_a_file(result, tmp_path):
 def test_density_bands(rng):
     x = np.linspace(1, 10, 40)
     curves = x ** -rng.normal(2, 0.1, size=(101, 1))
-    figure = plots.density_bands(x, curves, label="all", truth=x**-2.0, yscale="log")
+    figure = plots.density_bands(x, {"all": curves}, truth=x**-2.0, yscale="log")
     drawn(figure)
     median = np.asarray(figure.axes[0].lines[0].get_ydata())
     np.testing.assert_allclose(median, np.median(curves, axis=0))
@@ -108,15 +109,25 @@ def test_density_bands(rng):
 def test_density_bands_over_each_other_and_in_a_panel(rng):
     x = np.geomspace(1, 100, 30)
     curves = rng.random((20, 30)) * (x > 5)
-    weight = np.where(np.arange(20) == 4, 0.0, -np.inf)
     axes = Figure().subplots(1, 2)
     sets = {"one": curves, "two": 2 * curves}
-    figure = plots.density_bands(
-        x, sets, log_weight=weight, axes=axes[1], xscale="log", yscale="log"
-    )
+    figure = plots.density_bands(x, sets, axes=axes[1], xscale="log", yscale="log")
     assert figure is axes[1].figure and len(axes[1].lines) == 2
-    np.testing.assert_array_equal(axes[1].lines[1].get_ydata(), 2 * curves[4])
+    np.testing.assert_allclose(axes[1].lines[1].get_ydata(), 2 * np.median(curves, axis=0))
     drawn(figure)
+
+
+@pytest.mark.parametrize("count", [1, 10, 300])
+def test_cumulative_bands(rng, count):
+    predicted, observed = rng.lognormal(size=(2, 80, count))
+    figure = plots.cumulative_bands({"predicted": predicted, "observed": observed}, xscale="log")
+    drawn(figure)
+    low, high, middle = figure.axes[0].lines[1:]
+    ranked = np.sort(observed, axis=1)
+    np.testing.assert_allclose(middle.get_xdata(), np.median(ranked, axis=0))
+    assert (low.get_xdata() <= middle.get_xdata()).all()
+    assert np.mean(ranked > high.get_xdata()) < 0.06
+    assert {"predicted", "observed"} <= set(words(figure).split())
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])

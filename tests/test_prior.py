@@ -190,6 +190,10 @@ BAD = {
     ),
     "made discrete": (dist.Bernoulli(0.5), "not a distribution over a real number"),
     "vector": (dist.Normal(jnp.zeros(3), 1.0), "not a distribution over a real number"),
+    "without names": (
+        dist.Dirichlet(jnp.ones(2)),
+        "over a real number; name its components in the key, such as 'the name_0, the name_1'",
+    ),
     "point": ({"dist": "Delta", "v": 1}, "Delta is not a distribution over a real number"),
     "abstract": ({"dist": "Distribution"}, "not a distribution over a real number"),
     "constructor": ({"dist": "TransformedDistribution"}, "is not valid"),
@@ -201,6 +205,84 @@ def test_wrong_entries(entry, message):
     with pytest.raises(InputError, match=message) as error:
         Prior({"the name": entry})
     assert str(error.value).startswith("prior 'the name': ")
+    assert "\n" not in str(error.value)
+
+
+# --- several hyperparameters together ------------------------------------------------------------
+
+FRACTIONS = {"w_a, w_b,w_c": {"dist": "Dirichlet", "concentration": [1, 2, 3.5]}}
+PLANE = {
+    "dist": "MultivariateNormal",
+    "loc": [1, -1],
+    "covariance_matrix": [[1.0, 0.5], [0.5, 2.0]],
+}
+
+
+def test_a_joint_prior_is_one_of_scalars_by_name():
+    prior = Prior({**FRACTIONS, "x": dist.Normal(0.0, 1.0), "y, z": PLANE, "tied": "w_b"})
+    assert prior.names == ("w_a", "w_b", "w_c", "x", "y", "z")
+    draws = jax.jit(lambda k: prior.sample(k, (500,)))(jax.random.key(0))
+    assert {name: x.shape for name, x in draws.items()} == dict.fromkeys(prior.names, (500,))
+    np.testing.assert_allclose(draws["w_a"] + draws["w_b"] + draws["w_c"], 1.0, rtol=1e-12)
+    w = np.stack([draws[name] for name in ("w_a", "w_b", "w_c")])
+    plane = np.stack([draws["y"], draws["z"]], axis=-1)
+    exact = (
+        scipy.stats.dirichlet([1, 2, 3.5]).logpdf(w / w.sum(axis=0))
+        + scipy.stats.norm.logpdf(draws["x"])
+        + scipy.stats.multivariate_normal([1, -1], PLANE["covariance_matrix"]).logpdf(plane)
+    )
+    np.testing.assert_allclose(prior.log_prob(draws), exact, rtol=1e-9)
+    assert prior.complete(draws)["tied"] is draws["w_b"]
+    bounds = prior.bounds()
+    assert bounds["w_a"] == bounds["w_c"] == (0.0, 1.0)
+    assert bounds["y"] == bounds["z"] == (-math.inf, math.inf)
+    again = prior.split(prior.joined(draws))
+    assert all(np.array_equal(again[name], draws[name]) for name in prior.names)
+
+
+def test_off_the_simplex_there_is_no_density():
+    prior = Prior(FRACTIONS)
+    assert prior.log_prob({"w_a": 0.5, "w_b": 0.2, "w_c": 0.2}) == -jnp.inf
+    assert np.isfinite(prior.log_prob({"w_a": 0.5, "w_b": 0.3, "w_c": 0.2}))
+
+
+def test_joint_priors_resolve_by_their_names():
+    prior = Prior({**FRACTIONS, "a_[0-9]{1,2}": dist.Normal(0.0, 1.0), "v": "w_c"})
+    resolved = prior.resolve(["a_10", "w_b", "v", "w_a", "w_c"])
+    assert resolved.names == ("a_10", "w_a", "w_b", "w_c")
+    assert resolved.same_as == {"v": "w_c"}
+    assert resolved.resolve(["a_10", "w_b", "v", "w_a", "w_c"]).names == resolved.names
+    with pytest.raises(InputError, match="prior 'w_c' is for an unknown parameter"):
+        Prior(FRACTIONS).resolve(["w_a", "w_b"])
+    with pytest.raises(InputError, match="prior for 'w_d' is missing"):
+        Prior(FRACTIONS).resolve(["w_a", "w_b", "w_c", "w_d"])
+    # A component that only a tie uses is used.
+    assert Prior({"a, b": PLANE, "c": "b"}).resolve(["a", "c"]).names == ("a", "b")
+
+
+BAD_JOINT = {
+    "number": ({"a, b": 1.0}, "1.0 is not a distribution over 2 hyperparameters"),
+    "tie": ({"a, b": "c", "c": 1.0}, "'c' is not a distribution over 2 hyperparameters"),
+    "scalar": ({"a, b": dist.Normal(0.0, 1.0)}, r"not a distribution over a vector of 2.*\(\)"),
+    "too many": (
+        {"a, b": {"dist": "Dirichlet", "concentration": [1, 1, 1]}},
+        r"Dirichlet is not a distribution over a vector of 2 real numbers \(its shape is \(3,\)\)",
+    ),
+    "negative": ({"a, b": {"dist": "Dirichlet", "concentration": [1, -1]}}, "is not valid"),
+    "ragged": (
+        {"a, b": {**PLANE, "covariance_matrix": [[1.0], [1.0, 2.0]]}},
+        "is not a list of finite numbers",
+    ),
+    "nan": ({"a, b": {**PLANE, "loc": [0, math.nan]}}, "is not a list of finite numbers"),
+    "twice": ({"a, b": PLANE, "b": 1.0}, "prior 'b' is given by more than one key"),
+    "itself": ({"a, a": PLANE}, "prior 'a' is given by more than one key"),
+}
+
+
+@pytest.mark.parametrize(("entries", "message"), BAD_JOINT.values(), ids=list(BAD_JOINT))
+def test_wrong_joint_entries(entries, message):
+    with pytest.raises(InputError, match=message) as error:
+        Prior(entries)
     assert "\n" not in str(error.value)
 
 

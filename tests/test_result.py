@@ -141,7 +141,7 @@ def test_weights_of_zero_are_never_drawn():
     [
         ({"draws": {}}, "at least one parameter"),
         ({"draws": {"a": np.ones(3)}}, r"\(chain, draw\)"),
-        ({"derived": {"a": np.ones((2, 3))}}, "rename the derived"),
+        ({"derived": {"a": np.ones((2, 3))}}, "derived, or latents; rename"),
         ({"derived": {"b": np.ones((3, 2))}}, r"derived\['b'\] has shape \(3, 2\)"),
         ({"sample_stats": {"b": np.ones(6)}}, r"sample_stats\['b'\]"),
         ({"sample_stats": {"n_eff": np.ones((2, 3))}}, "give them as fields"),

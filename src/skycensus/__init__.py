@@ -20,6 +20,7 @@ _HOMES = {
     "NUTS": "samplers",
     "PowerLaw": "distributions",
     "Prior": "prior",
+    "QuadratureSampler": "samplers",
     "Result": "result",
     "Samples": "likelihood",
     "Status": "result",

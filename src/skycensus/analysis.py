@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .diagnostics import Problem, variance_finding
-from .model import HierarchicalModel
+from .likelihood.latent import Latent
+from .model import HierarchicalModel, Target
+from .precision import likelihood_precision, precision_findings
 from .result import Result
-from .samplers import NUTS, ImportanceSampler, Progress, Sampler
+from .samplers import NUTS, ImportanceSampler, Progress, Sampler, evaluate
+from .status import Problem
+from .weights import systematic
 
 Derived = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Scalars that follow from the hyperparameters: name -> number, both under `jax.vmap`."""
@@ -25,13 +28,23 @@ Derived = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 # objects, the noise of the selection integral can no longer be told from the likelihood.
 INJECTIONS_PER_OBJECT = 4
 
+# Draws of the posterior at which the error of objects' integrals is looked at.
+_CHECKED = 8
+
+# Log marginals that are kept: with more objects, at fewer draws.
+_MOST_MARGINALS = 2 * 10**7
+
 # Up to here independent draws from an adapted proposal are the quickest road.
 MAX_IMPORTANCE_DIM = 10
 
 
 def choose_sampler(model: HierarchicalModel) -> Sampler:
-    """Importance sampling for up to ten free hyperparameters, NUTS for more."""
-    return ImportanceSampler() if len(model.prior.names) <= MAX_IMPORTANCE_DIM else NUTS()
+    """Importance sampling for up to ten free hyperparameters, NUTS for more and for `Latent`.
+
+    Where the weights of the first have too heavy a tail, its status says so, and to use NUTS.
+    """
+    few = len(model.prior.names) <= MAX_IMPORTANCE_DIM and not isinstance(model.likelihood, Latent)
+    return ImportanceSampler() if few else NUTS()
 
 
 def analyse(
@@ -54,12 +67,16 @@ def analyse(
     * at thinned draws, every object's log marginal $\ln m_i(\Lambda)$, its Monte Carlo variance and
       $n_{\mathrm{eff},i} = 1/(\mathrm{var}_i + 1/N_i)$. A single weighted chain is thinned in
       proportion to its weights, so that these draws count the same and may repeat; others evenly;
-    * `measures`: over the same draws, mean and largest Monte Carlo variance of $\ln L$, mean and
-      smallest effective number of injections;
+    * `measures`: over the same draws, mean and largest Monte Carlo variance of $\ln L$, that of its
+      differences (`precision`), mean and smallest effective number of injections;
     * `derived`: tied hyperparameters, `total_rate` $= \sum_k R_k$ where the population is a rate
       density, and whatever the argument `derived` returns;
     * notes on objects and injections with few effective draws, and on a noisy $\ln L$. That is a
-      problem, not a note, where the model has a `max_variance` and the mean exceeds it;
+      problem, not a note, where its differences are noisy too, or where the model has a
+      `max_variance` and the mean exceeds it;
+    * where objects are integrated with a stated tolerance (`Quadrature`): the error that ln L
+      reaches under the posterior, in `measures`. The run is repeated with more nodes until it is
+      small enough, or has not converged;
     * the seconds spent compiling and sampling, and the peak memory.
 
     Args:
@@ -78,7 +95,19 @@ def analyse(
     sample_key, prior_key = jax.random.split(key)
     began = time.perf_counter()
     with compile_clock() as compiling:
-        result = sampler.run(model.target(), sample_key, progress=progress)
+        while True:
+            target = model.target()
+            result = sampler.run(target, sample_key, progress=progress)
+            result = _with_latents(target, result)
+            finer = _finer(model)
+            if not result.latents:
+                result = _with_marginals(finer or model, result, num_marginal_draws, min_n_eff)
+            if finer is None:
+                break
+            result, good = _with_integration_error(model, target, result)
+            if good or _finer(finer) is None:
+                break
+            model = finer
         result = dataclasses.replace(
             result,
             prior_draws=_prior_draws(model, prior_key, num_prior_draws),
@@ -86,7 +115,6 @@ def analyse(
             fixed=dict(model.prior.fixed),
             truth=None if truth is None else dict(truth),
         )
-        result = _with_marginals(model, result, num_marginal_draws, min_n_eff)
     spent = time.perf_counter() - began
     compiled = min(compiling(), spent)
     return dataclasses.replace(
@@ -97,6 +125,19 @@ def analyse(
 
 
 # ---- what follows from the draws -----------------------------------------------------------------
+
+
+def _with_latents(target: Target, result: Result) -> Result:
+    """The objects' parameters apart from the hyperparameters; the status has judged them all."""
+    if not target.latents:
+        return result
+    draws = dict(result.draws)
+    latents = {
+        name: np.stack([draws.pop(label) for label in labels], axis=-1)
+        for name, labels in target.latents.items()
+    }
+    names = target.object_names
+    return dataclasses.replace(result, draws=draws, latents=latents, object_names=names)
 
 
 def _prior_draws(model: HierarchicalModel, key: Any, num: int) -> dict[str, np.ndarray]:
@@ -133,7 +174,8 @@ def marginals_at(
     r"""Evaluate what the model says of its objects at `num` points of the free hyperparameters.
 
     Returns arrays whose first axis is the points: `value` and `variance` of the log marginals
-    (point, object), `log_likelihood_variance`, and with a selection `detected_variance`.
+    (point, object), `log_likelihood_variance`; with a selection `detected` and
+    `detected_variance`, and `detected_weight`, what a relative error of $m_\det$ counts in $\ln L$.
     """
     if not hasattr(model, "_marginals_at"):
 
@@ -143,11 +185,12 @@ def marginals_at(
             out = {"value": marginal.value, "variance": marginal.variance}
             total = jnp.sum(marginal.variance)
             if model.selection is not None:
-                log_detected, out["detected_variance"] = model.detected(h, data)
+                out["detected"], out["detected_variance"] = model.detected(h, data)
                 if model.rate == "poisson":
-                    weight = jnp.exp(log_detected)
+                    weight = jnp.exp(out["detected"])
                 else:
                     weight = jnp.asarray(float(marginal.value.size))
+                out["detected_weight"] = weight
                 noise = weight**2 * out["detected_variance"]
                 total = total + jnp.where(weight > 0, noise, 0.0)
             return out | {"log_likelihood_variance": total}
@@ -177,13 +220,13 @@ def _thinned(result: Result, num: int) -> np.ndarray:
     if result.log_weight is None or chains > 1:
         each = min(draws, max(1, num // chains))
         return np.unique(np.linspace(0, draws - 1, each).round().astype(int))
-    cumulative = np.cumsum(result.weights[0])
-    places = (np.arange(num) + 0.5) / num * cumulative[-1]
-    return np.searchsorted(cumulative, places, side="right")
+    return systematic(result.weights[0], num, 0.5)
 
 
 def _with_marginals(model: HierarchicalModel, result: Result, num: int, min_n_eff: float) -> Result:
-    index = _thinned(result, num)
+    index = _thinned(
+        result, max(_CHECKED, min(num, _MOST_MARGINALS // len(model.likelihood.names)))
+    )
     shape = (result.shape[0], len(index))
     flat = {name: result.draws[name][:, index].reshape(-1) for name in model.prior.names}
     at = marginals_at(model, flat, shape[0] * shape[1])
@@ -191,18 +234,14 @@ def _with_marginals(model: HierarchicalModel, result: Result, num: int, min_n_ef
     weight = np.ones(shape)
     if result.log_weight is not None and shape[0] > 1:
         weight = result.weights[:, index]
-    n_eff = effective_draws(model.likelihood, at["variance"])
-    # A draw without weight may have no variance to speak of; it says nothing either.
-    used = weight > 0
-    noise, weight = at["log_likelihood_variance"].reshape(shape)[used], weight[used]
-    notes: list[Problem] = []
-    problems: list[Problem] = []
+    precision = likelihood_precision(model, flat, weight.ravel(), at)
     measures = dict(result.measures)
-    measures["log_likelihood_variance"] = float(np.average(noise, weights=weight))
-    measures["log_likelihood_variance_max"] = float(noise.max())
-    found = variance_finding(noise, np.log(weight), goal=model.max_variance or 1.0)
-    if found is not None:
-        (notes if model.max_variance is None else problems).append(found)
+    measures["log_likelihood_variance"] = precision.mean
+    measures["log_likelihood_variance_max"] = precision.largest
+    if precision.difference is not None:
+        measures["log_likelihood_difference_variance"] = precision.difference
+    problems, notes = precision_findings(precision, model.max_variance)
+    n_eff = effective_draws(model.likelihood, at["variance"])
     if n_eff is not None:
         notes += _few_draws(names, n_eff, min_n_eff)
     if "detected_variance" in at:
@@ -221,6 +260,39 @@ def _with_marginals(model: HierarchicalModel, result: Result, num: int, min_n_ef
         object_names=[str(name) for name in names],
         measures=measures,
     )
+
+
+def _finer(model: HierarchicalModel) -> HierarchicalModel | None:
+    """The model with its objects integrated more finely; None where there is nothing finer."""
+    form = model.likelihood.finer() if hasattr(model.likelihood, "finer") else None
+    return None if form is None else model.with_parts(form, model.selection)
+
+
+def _with_integration_error(
+    model: HierarchicalModel, target: Target, result: Result
+) -> tuple[Result, bool]:
+    """Hold ln L as it was sampled against the log marginals, which are integrated more finely.
+
+    Returns the result with what was found, and whether that is within the form's tolerance.
+    """
+    form: Any = model.likelihood
+    assert result.log_marginals is not None and result.marginal_draws is not None
+    chosen = np.unique(np.linspace(0, len(result.marginal_draws) - 1, _CHECKED).round().astype(int))
+    index = np.asarray(result.marginal_draws)[chosen]
+    points = {name: jnp.asarray(result.draws[name][:, index].ravel()) for name in model.prior.names}
+    sampled, _ = evaluate(target, np.asarray(jax.vmap(target.unconstrain)(points)))
+    finer = result.log_marginals[:, chosen].sum(axis=-1).ravel()
+    error = float(np.max(np.abs(finer - sampled)))
+    measures = {**result.measures, "integration_error": error, "num_nodes": form.num_nodes}
+    result = dataclasses.replace(result, measures=measures)
+    if error <= form.tolerance:
+        return result, True
+    found = Problem.of(
+        "integration_error",
+        f"with {form.num_nodes} nodes the objects' integrals change ln L by {error:.2g} under the "
+        f"posterior (tolerance {form.tolerance:g})",
+    )
+    return dataclasses.replace(result, status=result.status.plus(found)), False
 
 
 def _few_draws(names: tuple[Any, ...], n_eff: np.ndarray, minimum: float) -> Iterator[Problem]:

@@ -107,9 +107,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--is-log", action="store_true", help="the target is a natural logarithm")
     train.add_argument("--take-log", action="store_true", help="learn the target's logarithm")
-    train.add_argument("--width", type=_count, default=64, help="units of a layer (64)")
-    train.add_argument("--depth", type=_count, default=3, help="hidden layers (3)")
-    train.add_argument("--epochs", type=_count, default=300, help="passes at most (300)")
+    train.add_argument("--width", type=count, default=64, help="units of a layer (64)")
+    train.add_argument("--depth", type=count, default=3, help="hidden layers (3)")
+    train.add_argument("--epochs", type=count, default=300, help="passes at most (300)")
     train.add_argument("--seed", type=int, default=0, help="of the randomness (0)")
     train.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
@@ -135,7 +135,8 @@ def _config_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier DIR")
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number from one upwards, for an option."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 1")
@@ -152,11 +153,12 @@ def _run(options: Any, command: str) -> int:
         raise InputError("give the folder of the results with --out DIR (or --check).")
     config = read_config(options.config, options.set)
     start_jax(config.raw)
-    from .config.gw import build
-    from .output import check_folder
+    from .config import build
+    from .folders import check_folder
+    from .output import MARK
 
     if not options.check:
-        check_folder(options.out, overwrite=options.overwrite)
+        check_folder(options.out, MARK, overwrite=options.overwrite)
     inference = build(config, provenance={"command": command})
     if options.check:
         print(describe(inference))
@@ -204,8 +206,12 @@ def describe(inference: Any) -> str:
 
 def _shown(distribution: Any) -> str:
     values = {n: getattr(distribution, n, None) for n in distribution.arg_constraints}
-    inside = ", ".join(f"{n}={float(v):g}" for n, v in values.items() if v is not None)
+    inside = ", ".join(f"{n}={_number(v)}" for n, v in values.items() if v is not None)
     return f"{type(distribution).__name__}({inside})"
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):g}" if getattr(value, "ndim", 0) == 0 else str(value.tolist())
 
 
 def _simulate(options: Any, command: str) -> int:
@@ -278,7 +284,8 @@ def start_jax(raw: dict[str, Any]) -> None:
     folder = cache_folder()
     if folder is not None and not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        # Small programs too: there are many, and together they take as long as the large ones.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         # Two runs at a time may see each other's half-written entry: it is compiled again.
         warnings.filterwarnings("ignore", message="Error (reading|writing) persistent")
 

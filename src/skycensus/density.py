@@ -223,6 +223,28 @@ def log_terms(density: Any, theta: Theta) -> dict[str, Array]:
     return {"": density.log_prob(theta)}
 
 
+def leaves(density: Any) -> dict[str, tuple[Array, Any]]:
+    r"""Return `path -> (log weight, density)` of a mixture tree: $p = \sum_k e^{w_k} p_k$.
+
+    The same paths as `log_terms`, for those who integrate leaf by leaf. A `Joint` with a factor
+    that is a mixture is a mixture of joints. A density without leaves is its own leaf, named "".
+    """
+    if isinstance(density, Mixture):
+        return {
+            "/".join(filter(None, (name, path))): (weight + density.log_weights[name], leaf)
+            for name, component in density.components.items()
+            for path, (weight, leaf) in leaves(component).items()
+        }
+    if isinstance(density, Joint):
+        for key, factor in density.factors.items():
+            if isinstance(factor, Mixture | Joint) and len(inner := leaves(factor)) > 1:
+                return {
+                    path: (weight, _with_factor(density, key, leaf))
+                    for path, (weight, leaf) in inner.items()
+                }
+    return {"": (jnp.zeros(()), density)}
+
+
 def log_total(density: Any) -> Array:
     r"""$\ln \int p(\theta)\,d\theta$: the log of the rate of a rate density, else zero.
 
@@ -249,6 +271,19 @@ def logsumexp(x: Array, axis: int) -> Array:
     total = jnp.sum(jnp.exp(x - jnp.expand_dims(top, axis)), axis=axis)
     empty = total == 0
     return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, total)) + top)
+
+
+def _with_factor(joint: Joint, key: Names, replacement: Any) -> Joint:
+    """`joint` with another factor at `key`, whose own factors are spliced in."""
+    factors: dict[Names, Any] = {}
+    for name, factor in joint.factors.items():
+        if name != key:
+            factors[name] = factor
+        elif isinstance(replacement, Joint):
+            factors |= replacement.factors
+        else:
+            factors[name] = replacement
+    return Joint(factors)
 
 
 def _as_names(key: Names) -> tuple[str, ...]:

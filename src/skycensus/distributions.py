@@ -43,9 +43,10 @@ def log_integral(k: Any, log_low: Any, log_high: Any) -> Array:
     r"""Return $\ln \int_\mathrm{low}^\mathrm{high} t^{k-1}\,dt$ for low < high, elementwise.
 
     With $D=\ln(\mathrm{high}/\mathrm{low})$, $E=e^{-|k|D}$ it is $\ln[(1-E)/|k|]$ plus $k$ times
-    the logarithm of the bound where the integrand is largest: one `expm1` and one logarithm, no
-    overflow, and nothing special at $k = 0$ (where it is $\ln D$). The derivatives are the two
-    boundary terms and the mean of $\ln t$, exact there too.
+    the logarithm of the bound where the integrand is largest: no overflow, and nothing special at
+    $k = 0$ (where it is $\ln D$). The derivatives are the two boundary terms and the mean of
+    $\ln t$, exact there too. With $\tau = \tanh(|k|D/2)$, $1 - E = 2\tau/(1+\tau)$ has no
+    cancellation either, and a compiler's `tanh` is twice as fast as its `expm1`.
     """
     # A rule of its own loses weak types: a Python number must not make the rest 64-bit.
     dtype = jnp.result_type(k, log_low, log_high)
@@ -62,27 +63,29 @@ def _log_integral_parts(k: Array, log_low: Array, log_high: Array) -> tuple[Arra
     # An empty interval has no integral; one keeps value and gradient finite until it is masked.
     width = jnp.where(width <= 0, 1.0, width)
     steep = jnp.maximum(jnp.abs(k), jnp.finfo(jnp.result_type(width)).tiny ** 0.5)
-    share = -jnp.expm1(-steep * width)
+    tau = jnp.tanh((0.5 * steep) * width)
     edge = jnp.maximum(k, 0.0) * log_high + jnp.minimum(k, 0.0) * log_low
-    return edge + jnp.log(share * (1.0 / steep)), width, steep, share
+    return edge + jnp.log(tau / (1.0 + tau) * (2.0 / steep)), width, steep, tau
 
 
 @_log_integral.defjvp
 def _log_integral_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (k, log_low, log_high), (dk, dlow, dhigh) = primals, tangents
-    value, width, steep, share = _log_integral_parts(k, log_low, log_high)
-    # At the bound where the integrand is largest, and at the other one.
-    top = steep / share
-    bottom = top - steep
+    value, width, steep, tau = _log_integral_parts(k, log_low, log_high)
+    # At the bound where the integrand is largest, |k|/(1 - E), and at the other one, less |k|.
+    bottom = (0.5 * steep) / tau - 0.5 * steep
+    top = bottom + steep
     # Mean of ln t, as its distance g D from the former: g = 1/(e^v - 1) - 1/v with v = |k| D,
     # -1/2 + v/12 - ... where the difference would cancel.
     rising = k >= 0
     v = jnp.where(rising, k, -k) * width
     small = v < 0.3
-    v_safe = jnp.where(small, 1.0, v)
+    v_safe, tau_safe = jnp.where(small, 1.0, v), jnp.where(small, 1.0, tau)
     square = v * v
-    series = v * (1 / 12 + square * (-1 / 720 + square * (1 / 30240 - square / 1209600))) - 0.5
-    shift = jnp.where(small, series, (1.0 - share) / share - 1.0 / v_safe) * width
+    series = v * (1 / 12 + square * (-1 / 720 + square * (1 / 30240 - square / 1209600)))
+    # One division: it costs as much as all the rest.
+    beyond = jnp.where(small, series, (0.5 * v_safe - tau_safe) / (v_safe * tau_safe))
+    shift = (beyond - 0.5) * width
     mean = jnp.where(rising, log_high + shift, log_low - shift)
     at_high, at_low = jnp.where(rising, top, bottom), jnp.where(rising, bottom, top)
     return value, mean * dk + at_high * dhigh - at_low * dlow

@@ -2,7 +2,7 @@ r"""The standard figures of a fitted hierarchical model, each by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from .gw import rates
 from .informed import InformedObjects, informed_objects, observed_predictive
 from .likelihood import Samples
 from .model import HierarchicalModel
+from .objects import ObjectPosteriors
 from .plots import Figure
 from .predictive import hyperparameter_draws, population_curves, posterior_predictive
 from .result import Result
@@ -52,6 +53,7 @@ def standard_figures(
     result: Result,
     *,
     key: Any,
+    objects: ObjectPosteriors | None = None,
     labels: Mapping[str, str] | None = None,
     num_draws: int = 200,
 ) -> dict[str, Figure]:
@@ -61,7 +63,8 @@ def standard_figures(
     * `n_eff`: the effective draws behind every object's log marginal, if the result has them.
     * `population_NAME`: the (rate) density of each parameter of the population.
     * `rate`: the merger rate against redshift, for populations with a factor of `gw.redshift`.
-    * `objects_NAME`: each object alone and given the population, where it is known by draws.
+    * `objects_NAME`: each object given the population, and alone where it is known by draws.
+    * `graph`: the model, drawn.
     * `observed_NAME`: cumulative distributions of observed and predicted objects, where the
       selection is known by injections.
 
@@ -69,12 +72,15 @@ def standard_figures(
         model: the model that was fitted.
         result: its posterior.
         key: for all draws that the figures need.
+        objects: posteriors of the objects, if they were drawn.
         labels: name -> axis label of parameters or hyperparameters, over `LABELS`.
         num_draws: of the hyperparameters; each is one curve of the bands.
     """
     labels = {**LABELS, **(labels or {})}
     draw_key, curve_key, object_key, check_key = jax.random.split(key, 4)
     figures = hyperparameter_figures(result, labels=labels)
+    if not model.prior.names:
+        return figures
     hyper = hyperparameter_draws(result, num_draws, key=draw_key, prior=model.prior)
     truth = _truth(model, result)
     figures |= population_figures(
@@ -85,6 +91,11 @@ def standard_figures(
         truth=truth,
         rate=model.rate == "poisson",
     )
+    if objects is not None and not isinstance(model.likelihood, Samples):
+        for name, draws in objects.draws.items():
+            figures[f"objects_{name}"] = plots.object_posteriors(
+                objects.names, None, list(draws.T), xlabel=labels.get(name, name)
+            )
     if isinstance(model.likelihood, Samples):
         names = model.population(_first(hyper)).names
         informed = informed_objects(model, result, key=object_key, num_draws=num_draws)
@@ -125,31 +136,47 @@ def population_figures(
     """
     labels = {**LABELS, **(labels or {})}
     names = population(_first(hyperparameters)).names
+    # The truth goes along as one more draw: a program of its own would be compiled again.
+    points = {name: np.asarray(x) for name, x in hyperparameters.items()}
+    if truth is not None:
+        points = {name: np.append(x, truth[name]) for name, x in points.items()}
+
+    def bands(grid: np.ndarray, curves: np.ndarray, **more: Any) -> Figure:
+        split = None if truth is None else -1
+        true = None if truth is None else curves[-1]
+        return plots.density_bands(grid, curves[:split], truth=true, **more)
+
     draw_key, *keys = jax.random.split(key, 1 + len(names))
-    theta = posterior_predictive(population, hyperparameters, key=draw_key, num=50)
-    true = None if truth is None else {k: np.asarray(v, float)[None] for k, v in truth.items()}
+    theta = posterior_predictive(population, points, key=draw_key, num=50)
+    what = "rate density" if rate else "probability density"
     figures = {}
     for name, k in zip(names, keys, strict=True):
-        grid = _grid(theta[name])
-
-        def curves(h: Any, name: str = name, grid: Any = grid, k: Any = k) -> np.ndarray:
-            return population_curves(population, h, name, grid, key=k, normalise=not rate)
-
-        figures[f"population_{name}"] = _band(
-            grid, curves, hyperparameters, true, labels.get(name, name), rate=rate
-        )
-    if rate and _evolves(population, hyperparameters):
-        grid = np.linspace(0.0, float(theta[rates.PARAMETER].max()), _GRID)
-        evolution = rates.rate_evolution(population, hyperparameters, grid)
-        figures["rate"] = plots.density_bands(
+        grid, label = _grid(theta[name]), labels.get(name, name)
+        curves = population_curves(population, points, name, grid, key=k, normalise=not rate)
+        figures[f"population_{name}"] = bands(
             grid,
-            evolution,
+            curves,
+            xlabel=label,
+            ylabel=f"{what} in {label.replace(SOLAR_MASSES, '$')}",
+            yscale="log" if _is_steep(curves, label) else "linear",
+        )
+    if rate and rates.PARAMETER in names:
+        grid = np.linspace(0.0, float(theta[rates.PARAMETER].max()), _GRID)
+        figures["rate"] = bands(
+            grid,
+            rates.rate_evolution(population, points, grid),
             xlabel=labels[rates.PARAMETER],
             ylabel=r"$R(z)\ [\mathrm{Gpc}^{-3}\,\mathrm{yr}^{-1}]$",
-            truth=None if true is None else rates.rate_evolution(population, true, grid)[0],
             yscale="log",
         )
     return figures
+
+
+def _is_steep(curves: np.ndarray, label: str) -> bool:
+    """Whether a straight axis would show the peak alone; mass distributions always have peaks."""
+    middle = np.median(curves, axis=0)
+    low = np.mean((middle > 0) & (middle < 0.01 * middle.max())) > 0.25
+    return bool(middle.max() > 0 and (low or label.endswith(SOLAR_MASSES)))
 
 
 def object_figures(
@@ -185,52 +212,28 @@ def _check_figures(
     check = observed_predictive(model, result, key=key, num_draws=num_draws)
     figures = {}
     for name in (n for n in names if n in check.observed):
-        both = np.concatenate([check.observed[name].ravel(), check.predicted[name].ravel()])
-        grid = _grid(both)
-        observed, predicted = check.cumulative(name, grid)
-        figures[f"observed_{name}"] = plots.density_bands(
-            grid,
-            {"predicted": predicted, "observed": observed},
-            xlabel=labels.get(name, name),
-            ylabel="fraction of detected objects below",
-            xscale="log" if _is_wide(both) else "linear",
+        both = {"predicted": check.predicted[name], "observed": check.observed[name]}
+        wide = _is_wide(np.concatenate([x.ravel() for x in both.values()]))
+        figures[f"observed_{name}"] = plots.cumulative_bands(
+            both, xlabel=labels.get(name, name), xscale="log" if wide else "linear"
         )
     return figures
-
-
-def _band(
-    grid: np.ndarray,
-    curves: Callable[[Any], np.ndarray],
-    hyperparameters: Mapping[str, Any],
-    truth: Mapping[str, Any] | None,
-    label: str,
-    *,
-    rate: bool,
-) -> Figure:
-    values = curves(hyperparameters)
-    middle = np.median(values, axis=0)
-    # A straight axis would show the peak alone; mass distributions always have that shape.
-    low = np.mean((middle > 0) & (middle < 0.01 * middle.max())) > 0.25
-    steep = middle.max() > 0 and (low or label.endswith(SOLAR_MASSES))
-    what = "rate density" if rate else "probability density"
-    return plots.density_bands(
-        grid,
-        values,
-        xlabel=label,
-        ylabel=f"{what} in {label.replace(SOLAR_MASSES, '$')}",
-        truth=None if truth is None else curves(truth)[0],
-        yscale="log" if steep else "linear",
-    )
 
 
 def _grid(draws: np.ndarray) -> np.ndarray:
     """Points over nearly all of the draws of a predictive distribution."""
     low, high = np.quantile(draws, [0.0005, 0.9995])
-    inside = draws[(draws >= low) & (draws <= high)]
-    room = 0.02 * (high - low) or 0.5
-    # A bound that the draws respect (zero, one, a cosine) stays the end of the axis.
-    start = max(low - room, draws.min()) if np.all(inside >= 0) else low - room
-    return np.linspace(start, high + room, _GRID)
+    room = 0.05 * (high - low) or 0.5
+    start, end = low - room, high + room
+    # A bound that the draws respect (zero, one, a cosine's) is the end of the axis, or nearly:
+    # on the bound itself a density may be infinite.
+    inset = 0.02 * room
+    for bound in (-1.0, 0.0, 1.0):
+        if draws.min() >= bound > start:
+            start = bound + inset
+        if draws.max() <= bound < end:
+            end = bound - inset
+    return np.linspace(start, end, _GRID)
 
 
 def _is_wide(x: np.ndarray) -> bool:
@@ -242,14 +245,10 @@ def _first(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(x)[0] for name, x in hyperparameters.items()}
 
 
-def _evolves(population: Population, hyperparameters: Mapping[str, Any]) -> bool:
-    return rates.PARAMETER in population(_first(hyperparameters)).names
-
-
 def _truth(model: HierarchicalModel, result: Result) -> dict[str, Any] | None:
     """All true hyperparameters, where the result knows those that were sampled."""
     known = {name: value for name, value in (result.truth or {}).items() if value is not None}
-    if not all(name in known for name in model.prior.free):
+    if not all(name in known for name in model.prior.names):
         return None
-    every = model.prior.complete({name: known[name] for name in model.prior.free})
+    every = model.prior.complete({name: known[name] for name in model.prior.names})
     return {**every, **{name: known[name] for name in every if name in known}}

@@ -23,13 +23,13 @@ import numpy as np
 from jax import Array
 
 from .density import Density, Population, Theta, log_terms
-from .diagnostics import kish, quantile
 from .errors import InputError, did_you_mean
 from .likelihood import Samples
 from .likelihood.samples import Rows
 from .model import HierarchicalModel
 from .predictive import Hyperparameters, detected_predictive, hyperparameter_draws
 from .result import Result
+from .weights import kish, quantile, systematic
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +74,7 @@ class InformedObjects:
         offset = np.random.default_rng(seed).random(len(self.names))
         out = []
         for u, draws, weights in zip(offset, self.draws, self.weights, strict=True):
-            cumulative = np.cumsum(weights)
-            points = cumulative[-1] * (u + np.arange(num)) / num
-            chosen = np.searchsorted(cumulative, points, side="right")
-            out.append(self._column(draws, parameter)[chosen])
+            out.append(self._column(draws, parameter)[systematic(weights, num, u)])
         return out
 
     @staticmethod
@@ -110,20 +107,8 @@ def informed_objects(
     samples = _samples(model.likelihood)
     hyper = _device(hyperparameter_draws(result, num_draws, key=key, prior=model.prior))
     log_sum = _log_sums(model, samples, hyper)
-
-    def run(samples: Samples, hyper: Any, log_sum: Array) -> Any:
-        def average(rows: Rows) -> Any:
-            def add(total: Array, each: Any) -> Any:
-                h, sums = each
-                log_weight = model.population(h).log_prob(rows.theta) - rows.log_ref
-                return total + jnp.exp(log_weight - sums[rows.owner][:, None]), None
-
-            start = jnp.zeros(rows.log_ref.shape, log_sum.dtype)
-            return jax.lax.scan(add, start, (hyper, log_sum))[0], rows
-
-        return samples.map_rows(average)
-
-    values, rows = jax.jit(run)(samples, hyper, log_sum)
+    values = mean_shares(model.population, samples, hyper, log_sum, jnp.ones(log_sum.shape))
+    rows = samples.map_rows(lambda rows: rows)
     weights = _per_object(values, rows, samples)
     weights = [w / w.sum() for w in weights]
     columns = {name: _per_object(x, rows, samples) for name, x in rows.theta.items()}
@@ -226,28 +211,44 @@ def _pick(
     keys = jax.random.split(key, len(next(iter(hyper.values()))))
 
     def run(samples: Samples, hyper: Any, keys: Any) -> Any:
-        def best(rows: Rows) -> Any:
-            def one(each: Any) -> Any:
-                h, k = each
-                noise = jax.random.gumbel(jax.random.fold_in(k, rows.number), rows.log_ref.shape)
-                # The largest of log weight + Gumbel noise is a draw with these weights.
-                score = population(h).log_prob(rows.theta) - rows.log_ref + noise
-                at = jnp.argmax(score, axis=1)[:, None]
-                chosen = {n: jnp.take_along_axis(x, at, 1)[:, 0] for n, x in rows.theta.items()}
-                return jnp.take_along_axis(score, at, 1)[:, 0], chosen
+        return jax.lax.map(lambda each: samples.draw(population(each[0]), each[1]), (hyper, keys))
 
-            picked = jax.lax.map(one, (hyper, keys))
-            return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), picked), rows.owner
+    chosen = {n: np.asarray(x) for n, x in jax.jit(run)(samples, hyper, keys).items()}
+    for value in chosen.values():
+        _require_finite(value, samples.names)
+    return chosen
 
-        return samples.map_rows(best)
 
-    (score, chosen), owner = jax.tree.map(np.asarray, jax.jit(run)(samples, hyper, keys))
-    members = [np.flatnonzero(owner == i) for i in range(len(samples.names))]
-    top = np.stack([score[m].max(axis=0) for m in members], axis=1)
-    _require_finite(top, samples.names)
-    row = [m[score[m].argmax(axis=0)] for m in members]
-    draw = np.arange(len(keys))
-    return {n: np.stack([x[r, draw] for r in row], axis=1) for n, x in chosen.items()}
+def mean_shares(
+    population: Population, samples: Samples, hyper: Any, log_sum: Array, factor: Array
+) -> Array:
+    r"""$\sum_s c_{is}\, w_{ij}(\Lambda_s) / \sum_k w_{ik}(\Lambda_s)$ for every draw.
+
+    Args:
+        population: hyperparameters -> density.
+        samples: the objects i and their draws j.
+        hyper: name -> (point,).
+        log_sum: $\ln \sum_k w_{ik}(\Lambda_s)$, finite, (point, object).
+        factor: $c_{is}$, (point, object).
+
+    Returns:
+        Array (row, length) over the rows of `Samples.map_rows`.
+    """
+
+    def run(samples: Samples, *points: Any) -> Any:
+        def average(rows: Rows) -> Any:
+            def add(total: Array, point: Any) -> Any:
+                h, sums, factors = point
+                log_weight = population(h).log_prob(rows.theta) - rows.log_ref
+                share = jnp.exp(log_weight - sums[rows.owner][:, None])
+                return total + factors[rows.owner][:, None] * share, None
+
+            start = jnp.zeros(rows.log_ref.shape, log_sum.dtype)
+            return jax.lax.scan(add, start, points)[0]
+
+        return samples.map_rows(average)
+
+    return jax.jit(run)(samples, hyper, log_sum, factor)
 
 
 # ---- parts ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ r"""The one place where prior, population, likelihood and selection meet."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -16,6 +17,7 @@ from numpyro.distributions.transforms import biject_to
 from .density import Population
 from .errors import InputError
 from .likelihood import Likelihood, LogMarginal
+from .likelihood.latent import Latent
 from .prior import Prior
 
 Hyperparameters = Mapping[str, Any]
@@ -158,7 +160,12 @@ class HierarchicalModel:
 
         Where the population has edges that move with the hyperparameters, the target also offers a
         smooth version of itself for samplers that follow gradients (see `Samples.softened`).
+        Objects that are `Latent` have their own parameters in the target (see `LatentTarget`).
         """
+        if isinstance(self.likelihood, Latent):
+            from .latents import LatentTarget
+
+            return LatentTarget(self)
         return Target(
             self.prior,
             lambda free, data: self.penalised_log_likelihood(self.prior.complete(free), data),
@@ -202,7 +209,16 @@ class Target:
         log_likelihood: (free parameters by name, data) -> scalar.
         data: any pytree of arrays.
         smooth: makes a smooth approximation of this target, in the same coordinates, if it jumps.
+
+    Attributes:
+        latents: parameters of the objects among those of `constrain`, name -> labels of entries.
+        num_latent: how many of the last coordinates belong to them.
+        object_names: of the objects that they are of.
     """
+
+    latents: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    num_latent = 0
+    object_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -217,9 +233,14 @@ class Target:
         self.smooth = smooth
         self._log_likelihood = log_likelihood
         self._transforms = {n: biject_to(d.support) for n, d in prior.free.items()}
-        example = {
-            n: self._transforms[n].inv(v) for n, v in prior.sample(jax.random.key(0)).items()
-        }
+
+        def unconstrained() -> dict[str, Array]:
+            drawn = prior.joined(prior.sample(jax.random.key(0)))
+            return {n: self._transforms[n].inv(v) for n, v in drawn.items()}
+
+        # Only shapes are wanted: no draw is compiled for them.
+        shapes = jax.eval_shape(unconstrained)
+        example = {n: jnp.zeros(v.shape, v.dtype) for n, v in shapes.items()}
         flat, self._unravel = ravel_pytree(example)
         self.dim = int(flat.size)
 
@@ -246,12 +267,12 @@ class Target:
 
     def constrain(self, x: Array) -> dict[str, Array]:
         """Parameters by name at the unconstrained point `x` of shape (dim,)."""
-        return {n: self._transforms[n](v) for n, v in self._unravel(x).items()}
+        return self.prior.split({n: self._transforms[n](v) for n, v in self._unravel(x).items()})
 
     def unconstrain(self, free: Mapping[str, Any]) -> Array:
         """The inverse of `constrain`."""
         return ravel_pytree(
-            {n: self._transforms[n].inv(jnp.asarray(free[n], float)) for n in self.names}
+            {n: self._transforms[n].inv(v) for n, v in self.prior.joined(free).items()}
         )[0]
 
     def log_prior(self, x: Array) -> Array:
@@ -275,6 +296,10 @@ class Target:
     def sample_prior(self, key: Any, num: int) -> Array:
         """Draw unconstrained points, (num, dim), from the prior."""
         return jax.vmap(self.unconstrain)(self.prior.sample(key, (num,)))
+
+    def start_points(self, key: Any, num: int) -> Array:
+        """Unconstrained points, (num, dim), among which chains may choose their starts."""
+        return self.sample_prior(key, num)
 
 
 class _NumpyroTarget(Target):
@@ -349,6 +374,16 @@ class _Recorder(dict[str, Any]):
         return default
 
 
+class _Anything(dict[str, Any]):
+    """A theta that has every name: a population may depend on known columns of the objects too."""
+
+    def __missing__(self, name: str) -> Any:
+        return jnp.full((), 0.5)
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
 def hyperparameter_names(population: Population) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The hyperparameters that `population` needs, in order, and those that it takes where given.
 
@@ -360,7 +395,7 @@ def hyperparameter_names(population: Population) -> tuple[tuple[str, ...], tuple
     def look() -> Array:
         density = population(asked)
         # Conditional factors look theirs up only when they are evaluated.
-        return density.log_prob({name: jnp.full((), 0.5) for name in density.names})
+        return density.log_prob(_Anything())
 
     jax.eval_shape(look)
     needed = tuple(asked)

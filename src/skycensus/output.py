@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
-import shutil
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,11 +19,13 @@ import numpy as np
 
 from . import __version__
 from .analysis import Derived, analyse
-from .diagnostics import quantile, scalars
-from .errors import InputError
+from .diagnostics import scalars
+from .folders import new_folder
 from .model import HierarchicalModel
+from .objects import ObjectPosteriors, object_posteriors, single_object
 from .result import Result
 from .samplers import Progress, Sampler
+from .weights import quantile
 
 # What a folder must hold to be taken for the results of an earlier run.
 MARK = "summary.json"
@@ -48,6 +46,8 @@ class Inference:
         min_n_eff: see `analysis.analyse`.
         seconds_reading: spent on the data so far.
         num_prior_draws, num_marginal_draws: see `analysis.analyse`.
+        num_object_draws: of every object's parameters after the fit (none with 0).
+        more_figures: makes figures beside the standard ones, from result and objects.
         figures, figure_formats: whether to draw, and the files' endings.
         provenance: more to be recorded, such as the command.
     """
@@ -65,6 +65,8 @@ class Inference:
     seconds_reading: float = 0.0
     num_prior_draws: int = 1000
     num_marginal_draws: int = 200
+    num_object_draws: int = 500
+    more_figures: Callable[[Result, ObjectPosteriors | None], Mapping[str, Any]] | None = None
     figures: bool = True
     figure_formats: tuple[str, ...] = ("png",)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -84,6 +86,9 @@ def run_analysis(
 ) -> Result:
     """Sample, and write `result.nc`, `summary.json`, `config.toml` and `figures/` into `out`.
 
+    Where the form of the objects can draw them, `objects.ecsv` tells what is known of each given
+    all the data. A model without free hyperparameters is the posterior of its one object.
+
     The folder appears when everything is in it; an earlier one is replaced in the same moment. A
     run that fails leaves nothing.
 
@@ -98,44 +103,21 @@ def run_analysis(
         InputError: a folder that exists or cannot be written, and what the sampler raises.
     """
     began = time.perf_counter()
-    with new_folder(out, overwrite=overwrite) as folder:
-        result = analyse(
-            inference.model,
-            inference.sampler,
-            jax.random.key(inference.seed),
-            progress=progress,
-            num_prior_draws=inference.num_prior_draws,
-            num_marginal_draws=inference.num_marginal_draws,
-            min_n_eff=inference.min_n_eff,
-            truth=inference.truth,
-            derived=inference.derived,
-        )
-        fault, drawing = None, time.perf_counter()
+    with new_folder(out, MARK, overwrite=overwrite) as folder:
+        result = _analysed(inference, progress)
+        seconds = {"reading": inference.seconds_reading, **result.seconds}
+        drawing = time.perf_counter()
+        objects = _objects(inference, result)
+        if objects is not None:
+            write_objects(objects, folder)
+            seconds["objects"] = time.perf_counter() - drawing
+        fault = None
         if inference.figures:
-            report = progress or (lambda *_: None)
-            report(0, 1, "figures")
-            try:
-                draw_figures(inference, result, folder / "figures")
-            except (Exception, KeyboardInterrupt) as error:  # told when the draws are in place
-                fault = error
-            report(1, 1, "figures")
-        done = time.perf_counter()
-        seconds = {
-            "reading": inference.seconds_reading,
-            **result.seconds,
-            **({"figures": done - drawing} if inference.figures else {}),
-            "total": inference.seconds_reading + done - began,
-        }
-        provenance = {
-            "seed": inference.seed,
-            "sampler": described(inference.sampler),
-            "versions": versions(),
-            "inputs": inference.inputs,
-            "dropped": list(inference.dropped),
-            "config": inference.config,
-            **inference.provenance,
-        }
-        result = dataclasses.replace(result, seconds=seconds, provenance=provenance)
+            drawing = time.perf_counter()
+            fault = _try_figures(inference, result, objects, folder / "figures", progress)
+            seconds["figures"] = time.perf_counter() - drawing
+        seconds["total"] = inference.seconds_reading + time.perf_counter() - began
+        result = dataclasses.replace(result, seconds=seconds, provenance=_provenance(inference))
         write_result(result, folder, config=inference.config)
         if extra is not None:
             extra(result, folder)
@@ -143,6 +125,77 @@ def run_analysis(
         fault.add_note(f"The result was written to {out} before its figures failed.")
         raise fault
     return result
+
+
+def _analysed(inference: Inference, progress: Progress | None) -> Result:
+    key = jax.random.key(inference.seed)
+    if not inference.model.prior.names:
+        return single_object(inference.model, key, truth=inference.truth)
+    return analyse(
+        inference.model,
+        inference.sampler,
+        key,
+        progress=progress,
+        num_prior_draws=inference.num_prior_draws,
+        num_marginal_draws=inference.num_marginal_draws,
+        min_n_eff=inference.min_n_eff,
+        truth=inference.truth,
+        derived=inference.derived,
+    )
+
+
+def _objects(inference: Inference, result: Result) -> ObjectPosteriors | None:
+    model, num = inference.model, inference.num_object_draws
+    if not num or not model.prior.names or not hasattr(model.likelihood, "draw"):
+        return None
+    # A stream of its own, as of the figures.
+    key = jax.random.fold_in(jax.random.key(inference.seed), 4)
+    return object_posteriors(model, result, key=key, num_draws=num)
+
+
+# A text table of more rows is slow to write and to read.
+_MOST_TEXT_ROWS = 20_000
+
+
+def write_objects(objects: ObjectPosteriors, folder: Path) -> Path:
+    """Write the summary of every object to `objects.ecsv`, or `.fits` for more than 20,000."""
+    from astropy.table import Table
+
+    table = Table({"name": np.array(objects.names, str), **objects.summary()})
+    path = folder / ("objects.ecsv" if len(table) <= _MOST_TEXT_ROWS else "objects.fits")
+    table.write(path)
+    return path
+
+
+def _try_figures(
+    inference: Inference,
+    result: Result,
+    objects: ObjectPosteriors | None,
+    folder: Path,
+    progress: Progress | None,
+) -> BaseException | None:
+    """Draw the figures; what went wrong is returned, to be told when the draws are in place."""
+    if progress:
+        progress(0, 1, "figures")
+    try:
+        draw_figures(inference, result, folder, objects)
+    except (Exception, KeyboardInterrupt) as error:
+        return error
+    if progress:
+        progress(1, 1, "figures")
+    return None
+
+
+def _provenance(inference: Inference) -> dict[str, Any]:
+    return {
+        "seed": inference.seed,
+        "sampler": described(inference.sampler),
+        "versions": versions(),
+        "inputs": inference.inputs,
+        "dropped": list(inference.dropped),
+        "config": inference.config,
+        **inference.provenance,
+    }
 
 
 def write_result(result: Result, folder: Path, *, config: Mapping[str, Any] | None = None) -> None:
@@ -172,14 +225,20 @@ def summary(result: Result) -> dict[str, Any]:
     return told
 
 
-def draw_figures(inference: Inference, result: Result, folder: Path) -> list[Path]:
+def draw_figures(
+    inference: Inference, result: Result, folder: Path, objects: ObjectPosteriors | None = None
+) -> list[Path]:
     """Draw the standard figures of a result into `folder`."""
     from . import plots
     from .figures import standard_figures
 
     # A stream of its own: the draws do not depend on what is drawn of them.
     key = jax.random.fold_in(jax.random.key(inference.seed), 3)
-    figures = standard_figures(inference.model, result, key=key, labels=inference.labels)
+    figures = standard_figures(
+        inference.model, result, key=key, objects=objects, labels=inference.labels
+    )
+    if inference.more_figures is not None:
+        figures |= inference.more_figures(result, objects)
     return plots.save_figures(figures, folder, formats=inference.figure_formats)
 
 
@@ -199,82 +258,6 @@ def versions() -> dict[str, str]:
     found["platform"] = platform.platform()
     found["device"] = str(jax.devices()[0].device_kind)
     return found
-
-
-def sha256(path: str | Path) -> str:
-    """The hash of a file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-# ---- a folder, whole or not at all ---------------------------------------------------------------
-
-
-@contextmanager
-def new_folder(out: str | Path, *, overwrite: bool = False, mark: str = MARK) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends, and vanishes when it fails.
-
-    Args:
-        out: must not exist, or be empty, or with `overwrite` hold the file `mark`.
-        overwrite: whether results of an earlier run may be replaced.
-        mark: the file by which those are known.
-
-    Raises:
-        InputError: `out` exists, or cannot be written to.
-    """
-    target = Path(os.path.abspath(Path(out).expanduser()))
-    check_folder(target, overwrite=overwrite, mark=mark)
-    try:
-        # One level below, because only a folder with no content of its own may be renamed over.
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise _cannot_write(target.parent, error) from None
-    fresh, old = work / "new", work / "old"
-    try:
-        fresh.mkdir()
-        yield fresh
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-    except OSError as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise _cannot_write(target, error) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def check_folder(out: str | Path, *, overwrite: bool = False, mark: str = MARK) -> None:
-    """Raise `InputError` unless results can be put at `out`; makes the folder above it."""
-    target = Path(os.path.abspath(Path(out).expanduser()))
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise InputError(f"'{target}' is not a folder; give another one with --out.")
-    if target.is_dir() and any(target.iterdir()):
-        if not (target / mark).is_file():
-            raise InputError(
-                f"'{target}' holds something other than the results of a run (there is no {mark}); "
-                "give another folder with --out."
-            )
-        if not overwrite:
-            raise InputError(
-                f"'{target}' holds the results of an earlier run; give another folder with --out, "
-                "or --overwrite to replace them."
-            )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent) as probe:
-            probe.write(b"\0" * 4096)
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as error:
-        raise _cannot_write(target.parent, error) from None
-
-
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"cannot write to '{path}': {error.strerror or error}; choose a folder that is writable "
-        "and has space."
-    )
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -324,9 +307,3 @@ def report(result: Result, out: str | Path) -> str:
     lines.append(str(result.status))
     lines.append(f"written to {os.path.abspath(out)}")
     return "\n".join(lines)
-
-
-def is_terminal(stream: Any = None) -> bool:
-    """Whether a stream (standard error by default) is a terminal."""
-    stream = sys.stderr if stream is None else stream
-    return bool(getattr(stream, "isatty", lambda: False)())

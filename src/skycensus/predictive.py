@@ -17,6 +17,7 @@ from jax import Array
 
 from .density import Density, Joint, Mixture, Population, Theta, log_total
 from .errors import InputError, did_you_mean
+from .keys import generator
 from .likelihood import Samples
 from .prior import Prior
 from .result import Result
@@ -34,7 +35,7 @@ def hyperparameter_draws(
 
     The fixed ones are those of `prior`, with its ties, or else of the result.
     """
-    draws = result.equal_weight_draws(np.asarray(jax.random.key_data(key)).ravel().tolist(), num)
+    draws = result.equal_weight_draws(generator(key), num)
     every = prior.complete(draws) if prior is not None else {**draws, **result.fixed}
     return {
         name: np.broadcast_to(value, (num, *np.shape(value)[1:])) for name, value in every.items()

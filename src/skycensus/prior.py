@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
@@ -26,15 +27,22 @@ class Prior:
     Every entry of `entries` is one of
 
     * a NumPyro distribution over a scalar (or `{"dist": "Normal", "loc": 2, "scale": 3}`): free;
+    * one over a vector, whose key is the names of its components joined by commas, `"w_a, w_b":
+      {"dist": "Dirichlet", "concentration": [1, 1]}`: free together. A density on the simplex is
+      one in all components but the last, which follows from them;
     * a number: fixed;
     * the name of another hyperparameter (or `{"same_as": name}`): equal to it.
 
     `resolve(names)` expands keys that are regular expressions over the names that the model asks
     for and checks that nothing is missing or left over. All problems are reported in one error.
 
+    Hyperparameters are scalars by name everywhere; only the distributions in `free` have the keys
+    of `entries`, and `joined` and `split` lead from scalars to their arguments and back.
+
     Raises:
         InputError: misspelt distribution or argument, low >= high, a scale that is not positive, an
-            alias of something unknown or of itself, an entry that is none of the above.
+            alias of something unknown or of itself, a name in two keys, an entry that is none of
+            the above.
     """
 
     def __init__(self, entries: Mapping[str, Any]):
@@ -47,6 +55,9 @@ class Prior:
                 self._add(name, entry)
             except InputError as error:
                 problems.append(str(error))
+        names = [name for key in entries for name in components(key)]
+        for name in dict.fromkeys(n for n in names if names.count(n) > 1):
+            problems.append(f"prior '{name}' is given by more than one key; keep one.")
         if problems:
             raise InputError("\n".join(problems))
 
@@ -77,12 +88,17 @@ class Prior:
                 raise InputError(
                     f"prior '{name}': same_as={entry!r} is not the name of a parameter."
                 )
-        if isinstance(entry, str):
-            self.same_as[name] = entry
-        elif isinstance(entry, dist.Distribution):
+        if isinstance(entry, dist.Distribution):
             self.free[name] = _check(name, type(entry).__name__, entry)
         elif isinstance(entry, Mapping):
             self.free[name] = _distribution(name, entry)
+        elif len(components(name)) > 1:
+            raise InputError(
+                f"prior '{name}': {entry!r} is not a distribution over {len(components(name))} "
+                "hyperparameters; give one, or every name its own prior."
+            )
+        elif isinstance(entry, str):
+            self.same_as[name] = entry
         elif isinstance(entry, bool) or not isinstance(entry, numbers.Real):
             raise InputError(
                 f"prior '{name}': {entry!r} is not a distribution, a number or another parameter's "
@@ -96,7 +112,26 @@ class Prior:
     @property
     def names(self) -> tuple[str, ...]:
         """The free hyperparameters, in a fixed order."""
-        return tuple(self.free)
+        return tuple(name for key in self.free for name in components(key))
+
+    def joined(self, free: Mapping[str, Any]) -> dict[str, Array]:
+        """Free hyperparameters by name -> arguments of the distributions, by key of `free`."""
+        return {
+            key: jnp.stack([jnp.asarray(free[n], float) for n in components(key)], axis=-1)
+            if d.event_shape
+            else jnp.asarray(free[key], float)
+            for key, d in self.free.items()
+        }
+
+    def split(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """The inverse of `joined`."""
+        out: dict[str, Array] = {}
+        for key, d in self.free.items():
+            parts = components(key) if d.event_shape else ()
+            out |= {name: values[key][..., i] for i, name in enumerate(parts)}
+            if not parts:
+                out[key] = values[key]
+        return out
 
     def resolve(self, needed: Iterable[str], optional: Iterable[str] = ()) -> Prior:
         """Return the prior of the hyperparameters `needed`, in that order.
@@ -105,18 +140,21 @@ class Prior:
         is exactly such a name.
 
         A key that is not itself a needed name is a regular expression that must match a whole name;
-        names in full take precedence over patterns.
+        names in full take precedence over patterns. Keys of several names are no patterns.
 
         Raises:
             InputError: a needed name without a prior, a key that matches nothing, two patterns for
                 one name, or tied names that lead in a circle.
         """
         needed = list(dict.fromkeys(needed))
-        given: dict[str, Any] = {**self.free, **self.fixed, **self.same_as}
+        entries: dict[str, Any] = {**self.free, **self.fixed, **self.same_as}
+        # A name of a joint key stands for the key, whose entry it shares.
+        key_of = {name: key for key in entries for name in components(key)}
+        given = {name: entries[key] for name, key in key_of.items()}
         needed += [name for name in optional if name in given and name not in needed]
         problems, found, used = [], {}, set()
         for name in needed:
-            keys = [name] if name in given else [k for k in given if _matches(k, name)]
+            keys = [name] if name in given else [k for k in entries if _matches(k, name)]
             used.update(keys)
             if not keys:
                 unmatched = [k for k in given if k not in needed]
@@ -141,25 +179,35 @@ class Prior:
         problems += _broken_ties(found)
         if problems:
             raise InputError("\n".join(problems))
-        return Prior(found)
+        return Prior({key_of.get(name, name): entry for name, entry in found.items()})
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> dict[str, Array]:
         """Draw the free hyperparameters."""
         keys = jax.random.split(key, max(1, len(self.free)))
-        return {
-            name: d.sample(k, sample_shape)
-            for (name, d), k in zip(self.free.items(), keys, strict=False)
-        }
+        return self.split(
+            {
+                name: d.sample(k, sample_shape)
+                for (name, d), k in zip(self.free.items(), keys, strict=False)
+            }
+        )
 
     def log_prob(self, free: Mapping[str, Array]) -> Array:
         """Log density of the free hyperparameters."""
         if not self.free:
             return jnp.zeros(())
-        return Joint(self.free).log_prob({name: jnp.asarray(free[name]) for name in self.free})
+        vectors = {key: x for key, x in self.joined(free).items() if self.free[key].event_shape}
+        scalars = {key: d for key, d in self.free.items() if key not in vectors}
+        total = Joint(scalars).log_prob(self.joined(free)) if scalars else jnp.zeros(())
+        for key, x in vectors.items():
+            d = self.free[key]
+            inside = d.support(x)
+            within = jnp.where(inside[..., None], x, d.mean)
+            total = total + jnp.where(inside, d.log_prob(within), -jnp.inf)
+        return total
 
     def complete(self, free: Mapping[str, Any]) -> dict[str, Any]:
         """Add the fixed and the tied hyperparameters to the free ones."""
-        values = {name: free[name] for name in self.free} | dict(self.fixed)
+        values = {name: free[name] for name in self.names} | dict(self.fixed)
         for name in self.same_as:
             target = name
             while target in self.same_as:
@@ -169,12 +217,26 @@ class Prior:
 
     def bounds(self) -> dict[str, tuple[float, float]]:
         """The support of each free hyperparameter, infinite where it has no bound."""
-        out = {}
-        for name, d in self.free.items():
-            low = getattr(d.support, "lower_bound", -math.inf)
-            high = getattr(d.support, "upper_bound", math.inf)
-            out[name] = (float(low), float(high))
+        out: dict[str, tuple[float, float]] = {}
+        for key, d in self.free.items():
+            support = dist.constraints.unit_interval if _is_simplex(d) else d.support
+            # A box over a vector keeps its bounds one level down.
+            support = getattr(support, "base_constraint", support)
+            low = getattr(support, "lower_bound", -math.inf)
+            high = getattr(support, "upper_bound", math.inf)
+            out |= {name: (float(low), float(high)) for name in components(key)}
         return out
+
+
+def components(key: str) -> tuple[str, ...]:
+    """The hyperparameters that a key names: several identifiers with commas, else the key alone."""
+    names = tuple(part.strip() for part in key.split(","))
+    # A pattern such as "a_[0-9]{1,2}" is no list of names.
+    return names if all(name.isidentifier() for name in names) else (key,)
+
+
+def _is_simplex(d: dist.Distribution) -> bool:
+    return isinstance(d.support, type(dist.constraints.simplex))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -241,31 +303,65 @@ def _distribution(name: str, entry: Mapping[str, Any]) -> dist.Distribution:
                 f"prior '{name}': {kind} has no argument '{argument}'"
                 f"{did_you_mean(argument, accepted)}; it takes {sorted(accepted)}."
             )
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise InputError(f"prior '{name}': {argument}={value!r} is not a number.")
-        if not math.isfinite(value):
-            raise InputError(
-                f"prior '{name}': {argument}={value} is not finite; leave out a bound that is "
-                "not there."
-            )
+        arguments[argument] = _argument(name, argument, value)
     _check_order(name, arguments.get("low"), arguments.get("high"))
     try:
         made = constructor(**arguments, validate_args=True)
     except (TypeError, ValueError) as error:
-        raise InputError(f"prior '{name}': {kind}({arguments}) is not valid: {error}") from None
+        # NumPyro prints whole arrays, on lines of their own.
+        said = " ".join(str(error).split())
+        raise InputError(f"prior '{name}': {kind}({dict(entry)}) is not valid: {said}") from None
     return _check(name, kind, made)
+
+
+def _argument(name: str, argument: str, value: Any) -> Any:
+    """A number as it came, nested lists of numbers (for a distribution over a vector) as an array.
+
+    Raises:
+        InputError: anything else, or a number that is not finite.
+    """
+    if isinstance(value, list) and len(components(name)) > 1:
+        try:
+            array = np.array(value, float)
+        except (TypeError, ValueError):
+            array = np.array(math.nan)
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"prior '{name}': {argument}={value} is not a list of finite numbers (or of such "
+                "lists of one length)."
+            )
+        return jnp.asarray(array)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InputError(f"prior '{name}': {argument}={value!r} is not a number.")
+    if not math.isfinite(value):
+        raise InputError(
+            f"prior '{name}': {argument}={value} is not finite; leave out a bound that is not "
+            "there."
+        )
+    return value
 
 
 def _check(name: str, kind: str, made: dist.Distribution) -> dist.Distribution:
     support = made.support
+    names = components(name)
+    expected = (len(names),) if len(names) > 1 else ()
     if (
         support is None
         or support.is_discrete
-        or made.event_shape
+        or made.event_shape != expected
         or made.batch_shape
         or isinstance(made, dist.Delta)
     ):
-        raise InputError(f"prior '{name}': {kind} is not a distribution over a real number.")
+        if expected:
+            raise InputError(
+                f"prior '{name}': {kind} is not a distribution over a vector of {len(names)} real "
+                f"numbers (its shape is {made.batch_shape + made.event_shape})."
+            )
+        hint = ""
+        if len(made.event_shape) == 1:
+            some = ", ".join(f"{name}_{i}" for i in range(made.event_shape[0]))
+            hint = f"; name its components in the key, such as '{some}'"
+        raise InputError(f"prior '{name}': {kind} is not a distribution over a real number{hint}.")
     _check_order(name, getattr(support, "lower_bound", None), getattr(support, "upper_bound", None))
     return made
 

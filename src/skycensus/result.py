@@ -16,18 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .diagnostics import (
-    Problem,
-    Status,
-    effective_sample_size,
-    import_arviz,
-    kish,
-    normalised_weights,
-    quantile,
-    r_hat,
-    scalars,
-)
+from .diagnostics import effective_sample_size, import_arviz, r_hat, scalars
 from .errors import InputError
+from .status import Problem, Status
+from .weights import kish, normalised_weights, quantile, systematic
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -116,6 +108,8 @@ class Result:
         object_names: one name per object.
         prior_draws: name -> one-dimensional array of draws from the prior.
         derived: name -> array (chain, draw, ...) of what follows from the draws (a total rate).
+        latents: name -> array (chain, draw, object), parameters of the objects that were sampled
+            too. The status has judged them as `name[object]`; tables and plots leave them out.
         truth: name -> true value, where the data were simulated.
         fixed: name -> value of the parameters that were held constant.
         measures: numbers about the run as a whole: k_hat, number of likelihood evaluations, ...
@@ -143,6 +137,7 @@ class Result:
     object_names: Sequence[str] = ()
     prior_draws: Mapping[str, np.ndarray] = field(default_factory=dict)
     derived: Mapping[str, np.ndarray] = field(default_factory=dict)
+    latents: Mapping[str, np.ndarray] = field(default_factory=dict)
     truth: Mapping[str, Any] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     measures: Mapping[str, float] = field(default_factory=dict)
@@ -154,7 +149,7 @@ class Result:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        for name in ("draws", "derived", "prior_draws"):
+        for name in ("draws", "derived", "latents", "prior_draws"):
             put(name, _arrays(getattr(self, name)))
         put("sample_stats", _arrays(self.sample_stats, None))
         for name in ("log_weight", "log_marginals", *_PER_OBJECT):
@@ -173,8 +168,14 @@ class Result:
     def _check_shapes(self) -> None:
         if not self.draws:
             raise ValueError("a Result needs draws of at least one parameter.")
-        if repeated := sorted(set(self.draws) & set(self.derived)):
-            raise ValueError(f"{repeated} are draws and derived; rename the derived ones.")
+        groups = (self.draws, self.derived, self.latents)
+        once = set().union(*groups)
+        if repeated := sorted(n for n in once if sum(n in group for group in groups) > 1):
+            raise ValueError(f"{repeated} are draws and derived, or latents; rename the latter.")
+        for name, array in self.latents.items():
+            if array.shape != (expected := (*self.shape, len(self.object_names))):
+                meant = f"(chain, draw, object_names) = {expected}"
+                raise ValueError(f"latents[{name!r}] has shape {array.shape}; expected {meant}.")
         shape = self.shape
         for group in ("draws", "derived", "sample_stats"):
             for name, array in getattr(self, group).items():
@@ -220,6 +221,14 @@ class Result:
         every = {**self.draws, **self.derived}
         return {name: summarise(x, self.log_weight) for name, x in scalars(every)}
 
+    def latent_summary(self) -> dict[str, dict[str, Any]]:
+        """`name[object]` -> the row of `summarise`, for every latent parameter."""
+        return {
+            f"{name}[{label}]": summarise(x[..., i], self.log_weight)
+            for name, x in self.latents.items()
+            for i, label in enumerate(self.object_names)
+        }
+
     def effective_sample_size(self) -> float:
         """Kish's number of weighted draws; else the smallest bulk value of the parameters."""
         if self.log_weight is not None:
@@ -227,22 +236,18 @@ class Result:
         return float(min(effective_sample_size(x) for _, x in scalars(self.draws)))
 
     def equal_weight_draws(
-        self, seed: int | Sequence[int] | np.random.Generator, n: int
+        self, seed: int | Sequence[int] | np.random.Generator, n: int, *, latents: bool = False
     ) -> dict[str, np.ndarray]:
         r"""`n` draws of equal weight, name -> array (n, ...), in the order of the chains.
 
         Systematic resampling: a draw of normalised weight $w$ is taken $\lfloor nw \rfloor$ or
         $\lceil nw \rceil$ times, on average $nw$; more than the effective sample size repeats
-        draws. `seed` is what `numpy.random.default_rng` takes. Includes `derived`.
+        draws. `seed` is what `numpy.random.default_rng` takes. Includes `derived`, and `latents`
+        where asked for.
         """
-        points = (np.random.default_rng(seed).random() + np.arange(n)) / n
-        cumulative = np.cumsum(np.ravel(self.weights))
-        # Rounding may leave the sum a little below the last point.
-        chosen = np.searchsorted(cumulative / cumulative[-1], points, side="right")
-        return {
-            name: array.reshape(-1, *array.shape[2:])[chosen]
-            for name, array in {**self.draws, **self.derived}.items()
-        }
+        chosen = systematic(self.weights, n, np.random.default_rng(seed).random())
+        every = {**self.draws, **self.derived, **(self.latents if latents else {})}
+        return {name: array.reshape(-1, *array.shape[2:])[chosen] for name, array in every.items()}
 
     def summary_json(self) -> dict[str, Any]:
         """The run in the types of strict JSON (null for what is not finite): summary.json."""
@@ -253,6 +258,7 @@ class Result:
         told = {
             "parameters": {name: rows[name] for name in names},
             "derived": {name: row for name, row in rows.items() if name not in names},
+            "latents": self.latent_summary(),
             "fixed": self.fixed,
             "truth": self.truth,
             "log_evidence": None if self.log_evidence is None else evidence,
@@ -278,10 +284,10 @@ class Result:
     def to_arviz(self) -> Any:
         """The result as ArviZ holds one: an InferenceData (arviz 0.2x) or a DataTree (arviz 1).
 
-        Groups: `posterior` (draws and derived), `sample_stats` (with `log_weight`, and variance
-        and n_eff of the log marginals), `log_likelihood` (the log marginals: ArviZ's pointwise log
-        likelihood is exactly that), `prior`, and `constant_data`, which holds one text: all the
-        rest as JSON.
+        Groups: `posterior` (draws, derived, and latents with their dimension `object`),
+        `sample_stats` (with `log_weight`, and variance and n_eff of the log marginals),
+        `log_likelihood` (the log marginals: ArviZ's pointwise log likelihood is exactly that),
+        `prior`, and `constant_data`, which holds one text: all the rest as JSON.
         """
         groups = _to_datasets(self)
         if version("arviz").startswith("0."):
@@ -362,7 +368,11 @@ def _to_datasets(result: Result) -> dict[str, xr.Dataset]:
     chain, draw = (np.arange(size) for size in result.shape)
     main: dict[str, Any] = {"chain": chain, "draw": draw}
     both = ("chain", "draw")
-    posterior = _variables({**result.draws, **result.derived}, both)
+    posterior: dict[str, Any] = _variables({**result.draws, **result.derived}, both)
+    posterior |= {name: ((*both, "object"), x) for name, x in result.latents.items()}
+    posterior_coords = dict(main)
+    if result.latents:
+        posterior_coords["object"] = np.array(result.object_names, dtype=object)
     stats: dict[str, Any] = dict(_variables(result.sample_stats, both))
     stats_coords = dict(main)
     if result.log_weight is not None:
@@ -388,13 +398,14 @@ def _to_datasets(result: Result) -> dict[str, xr.Dataset]:
         "problems": [[p.kind, p.message] for p in status.problems],
         "notes": [[p.kind, p.message] for p in status.notes],
         "derived": list(result.derived),
+        "latents": list(result.latents),
         "sample_stats": list(result.sample_stats),
         "object_names": list(result.object_names),
     }
     # A variable, because HDF5 allows an attribute 64 kB and the hashes of 1,000 files are more.
     text = np.array(json.dumps(plain(record, strict=False)), dtype=object)
     groups = {
-        "posterior": xr.Dataset(posterior, main),
+        "posterior": xr.Dataset(posterior, posterior_coords),
         "sample_stats": xr.Dataset(stats, stats_coords),
         **groups,
         "constant_data": xr.Dataset({"record": ((), text)}),
@@ -420,6 +431,8 @@ def _from_datasets(
         tuple(Problem(*item) for item in record["problems"]),
         tuple(Problem(*item) for item in record["notes"]),
     )
+    latents = record.get("latents", [])
+    apart = {*record["derived"], *latents}
     marginals = groups.get("log_likelihood")
     rest: dict[str, Any] = {name: record[name] for name in _RECORD}
     rest |= {name: stats.get(name) for name in ("log_weight", *_PER_OBJECT)}
@@ -427,9 +440,10 @@ def _from_datasets(
         rest["log_marginals"] = marginals["log_marginal"].values
         rest["marginal_draws"] = marginals["draw"].values
     return cls(
-        {name: array for name, array in posterior.items() if name not in record["derived"]},
+        {name: array for name, array in posterior.items() if name not in apart},
         status,
         derived={name: posterior[name] for name in record["derived"]},
+        latents={name: posterior[name] for name in latents},
         sample_stats={name: stats[name] for name in record["sample_stats"]},
         object_names=record["object_names"],
         prior_draws={name: array[0] for name, array in values("prior").items()},

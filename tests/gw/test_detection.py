@@ -250,6 +250,7 @@ def test_injections_are_distributed_as_they_say(detection):
     assert np.max(np.abs(expected - empirical)) < 1.6 / np.sqrt(len(z)) + 2e-3
 
 
+@pytest.mark.slow
 def test_injections_with_spin():
     detection = SemiAnalyticDetection(aligned_spin=True)
     parameters = ("mass_1_source", "mass_ratio", "redshift", "chi_eff")

@@ -6,6 +6,7 @@ from skycensus.errors import InputError
 from skycensus.gw import spin_priors
 from skycensus.gw.cosmology import FlatLambdaCDM
 from skycensus.gw.files import event_name, read_events, read_injections, read_posterior
+from skycensus.gw.injections import Stated
 
 COSMOLOGY = FlatLambdaCDM(67.74, 0.3075)
 MASSES = ("mass_1_source", "mass_2_source")
@@ -101,6 +102,18 @@ def test_pesummary(tmp_path, draws):
     with pytest.raises(InputError, match="did you mean 'C01:Mixed'"):
         read_posterior(path, group="C01:Mixd")
     assert event_name(path) == "GW200129_065458"
+
+
+@pytest.mark.parametrize("preferred", ["C00:Mixed", "C00:Mixed+XO4a"])
+def test_the_mixed_waveforms_of_gwtc_4_are_preferred(tmp_path, draws, preferred):
+    path = tmp_path / "IGWN-GWTC4p0-0f954158d_720-GW230601_224134-combined_PEDataRelease.hdf5"
+    with h5py.File(path, "w") as file:
+        file["C00:IMRPhenomXPHM-SpinTaylor/posterior_samples"] = structured(
+            {name: 2 * column for name, column in draws.items()}
+        )
+        file[f"{preferred}/posterior_samples"] = structured(draws)
+    np.testing.assert_array_equal(read_posterior(path)["mass_1_source"], draws["mass_1_source"])
+    assert event_name(path) == "GW230601_224134"
 
 
 def test_pesummary_without_a_preferred_waveform(tmp_path, draws):
@@ -397,11 +410,12 @@ def test_csv_needs_the_total(tmp_path):
     (tmp_path / "a.csv").write_text("m1_source,q,z,log_p_draw\n30,0.5,0.1,-1\n40,0.6,0.2,-2\n")
     with pytest.raises(InputError, match="give total_generated = N"):
         read_injections(tmp_path / "a.csv", SPINLESS)
-    read = read_injections(tmp_path / "a.csv", SPINLESS, total_generated=100, scale=0.7)
+    stated = Stated(total_generated=100, scale=0.7)
+    read = read_injections(tmp_path / "a.csv", SPINLESS, stated=stated)
     np.testing.assert_allclose(read.log_p_draw, [-1, -2])
     assert (read.total_generated, read.scale) == (100, 0.7)
     with pytest.raises(InputError, match="below the 2 injections"):
-        read_injections(tmp_path / "a.csv", SPINLESS, total_generated=1)
+        read_injections(tmp_path / "a.csv", SPINLESS, stated=Stated(total_generated=1))
 
 
 def test_o3_files_and_cuts(tmp_path, found):
@@ -418,7 +432,7 @@ def test_o3_files_and_cuts(tmp_path, found):
     assert len(read_injections(path, FULL, far_cut=0.7)) == 100
     with pytest.raises(InputError, match="give far_cut"):
         read_injections(path, FULL)
-    with pytest.raises(InputError, match="0 of 400 injections are found"):
+    with pytest.raises(InputError, match="none of 400 injections is found"):
         read_injections(path, FULL, far_cut=1e-3)
 
 
@@ -517,7 +531,7 @@ def test_draw_densities_must_be_positive(tmp_path, bad):
     columns = {"m1_source": [30.0, 40.0], "q": [0.5, 0.6], "p_draw": [1.0, bad]}
     path = write_text(tmp_path / "a.dat", columns)
     with pytest.raises(InputError, match="1 of 2 values of 'p_draw' are zero, negative or NaN"):
-        read_injections(path, total_generated=10)
+        read_injections(path, stated=Stated(total_generated=10))
     density = {"sampling_pdf": np.array([1.0, bad]), "far_x": np.zeros(2)}
     path = write_o3(tmp_path / "a.hdf5", {"mass1_source": np.array([30.0, 40.0])}, **density)
     with pytest.raises(InputError, match="the density of 1 of 2 injections is zero, negative"):
@@ -527,7 +541,7 @@ def test_draw_densities_must_be_positive(tmp_path, bad):
 def test_injections_without_a_density(tmp_path):
     path = write_text(tmp_path / "a.dat", {"m1_source": [30.0], "q": [0.5]})
     with pytest.raises(InputError, match="Name it with p_draw"):
-        read_injections(path, total_generated=10)
+        read_injections(path, stated=Stated(total_generated=10))
 
 
 # ---- published and reference files ---------------------------------------------------------------

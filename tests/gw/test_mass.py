@@ -200,7 +200,7 @@ def test_rates_of_components_with_a_redshift_factor():
     volumes = [float(redshift.log_volume(c)) for c in density.components.values()]
     expected = np.logaddexp(2.0 + volumes[0], 0.5 + volumes[1])
     np.testing.assert_allclose(density.log_total, expected, rtol=1e-12)
-    draws = density.sample(jax.random.key(2), (2000,))
+    draws = jax.jit(density.sample, static_argnums=1)(jax.random.key(2), (2000,))
     # Beyond z = 1 there is only the power law.
     share = np.mean(np.array(draws["redshift"]) > 1.0)
     z = jnp.linspace(1.0, 2.3, 200)

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from skycensus.errors import InputError
-from skycensus.gw.neural import Network, read_network, train_network, write_network
+from skycensus.gw.neural import (
+    Network,
+    Settings,
+    log_selection,
+    read_network,
+    train_network,
+    write_network,
+)
 
 
 def chirp_mass(m1, m2):
@@ -80,10 +87,7 @@ def test_training_learns_a_power_law(tmp_path):
         theta,
         target,
         is_log=True,
-        width=32,
-        depth=2,
-        batch_size=128,
-        max_epochs=60,
+        settings=Settings(width=32, depth=2, batch_size=128, max_epochs=60),
     )
     assert training.rms < 0.06
     assert training.rms == pytest.approx(np.min(training.rms_by_epoch), rel=1e-6)
@@ -98,9 +102,8 @@ def test_training_stops_early_with_its_best_state():
     rng = np.random.default_rng(1)
     x = rng.uniform(size=400)
     noise = rng.normal(size=400)
-    training = train_network(
-        jax.random.key(0), {"x": x}, noise, is_log=False, width=16, patience=5, max_epochs=200
-    )
+    settings = Settings(width=16, patience=5, max_epochs=200)
+    training = train_network(jax.random.key(0), {"x": x}, noise, is_log=False, settings=settings)
     assert len(training.rms_by_epoch) < 200
     assert training.rms == pytest.approx(np.min(training.rms_by_epoch), rel=1e-6)
 
@@ -161,4 +164,26 @@ def test_missing_input_is_named(network):
 )
 def test_training_errors(theta, target, options, message):
     with pytest.raises(InputError, match=message):
-        train_network(jax.random.key(0), theta, target, is_log=True, **options)
+        settings = Settings(**options)
+        train_network(jax.random.key(0), theta, target, is_log=True, settings=settings)
+
+
+def test_a_diverged_training_says_so():
+    x = np.linspace(0.0, 1.0, 40)
+    settings = Settings(width=4, depth=1, learning_rate=np.inf, max_epochs=2)
+    with pytest.raises(InputError, match="no finite error in 2 epochs; lower learning_rate"):
+        train_network(jax.random.key(0), {"x": x}, x, is_log=False, settings=settings)
+
+
+@pytest.mark.parametrize("second", ["mass_2_source", "mass_ratio"])
+def test_selection_is_of_ordered_masses_and_a_probability_at_most_one(second):
+    """The network gives the logarithm of the first mass over ten, whatever the second."""
+    weights = (jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[0.1, 0.0]]))
+    biases = (jnp.zeros(2), jnp.array([-1.0]))
+    network = Network(weights, biases, names=("mass_1_source", second), is_log=True)
+    swapped = 2.0 if second == "mass_ratio" else 6.0
+    theta = {"mass_1_source": jnp.array([5.0, 5.0, 20.0]), second: jnp.array([0.5, swapped, 0.5])}
+    volume = log_selection(network, probability=False)(theta)
+    np.testing.assert_allclose(volume, [-0.5, -np.inf, 1.0], atol=1e-6)
+    capped = log_selection(network, probability=True)(theta)
+    np.testing.assert_allclose(capped, [-0.5, -np.inf, 0.0], atol=1e-6)

@@ -116,7 +116,7 @@ def test_variance_vanishes_for_constant_weights():
 # --- the same numbers by every road ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block_size", [None, 64, 500])
+@pytest.mark.parametrize("block_size", [None, 64, pytest.param(500, marks=pytest.mark.slow)])
 def test_values_and_gradients_by_every_road(block_size):
     draws, log_ref = ragged()
     samples = Samples(draws, log_ref, block_size=block_size)
@@ -164,7 +164,7 @@ def test_values_and_gradients_by_every_road(block_size):
             np.testing.assert_allclose(grad[name], slope[name], rtol=1e-11)
 
 
-@pytest.mark.parametrize("block_size", [None, 500])
+@pytest.mark.parametrize("block_size", [pytest.param(None, marks=pytest.mark.slow), 500])
 def test_gradient_of_the_variance(block_size):
     draws, log_ref = ragged()
     staged = Samples(draws, log_ref, block_size=block_size).stage(mixture, H)
@@ -177,6 +177,7 @@ def test_gradient_of_the_variance(block_size):
         np.testing.assert_allclose(one_pass[name], (ahead - behind) / 2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     draws, log_ref = ragged()
     staged = Samples(draws, log_ref, block_size=500).stage(mixture, H)
@@ -410,3 +411,16 @@ def test_reference_catalogue(require_path, shared):
     np.testing.assert_allclose(value, reference["value"], rtol=1e-11)
     for name, want in reference["grad"].items():
         np.testing.assert_allclose(slope[name], want, rtol=1e-9, atol=1e-9)
+
+
+def test_draws_of_objects_follow_the_weights():
+    """Of three draws, each is chosen as often as its weight says; without any weight it is NaN."""
+    draws = [{"x": np.array([0.0, 1.0, 2.0])}, {"x": np.array([9.0, 9.5])}]
+    samples = Samples(draws, [np.array([0.0, 0.5, -0.3]), np.zeros(2)], names=["in", "out"])
+    density = Joint(x=dist.TruncatedNormal(1.0, 1.0, low=-1.0, high=4.0))
+    keys = jax.random.split(jax.random.key(4), 4000)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda k: samples.draw(density, k)["x"]))(keys))
+    weight = np.exp(-0.5 * (np.arange(3.0) - 1) ** 2 - np.array([0.0, 0.5, -0.3]))
+    for value, share in zip(range(3), weight / weight.sum(), strict=True):
+        assert np.mean(drawn[:, 0] == value) == pytest.approx(share, abs=5 * 0.5 / 4000**0.5)
+    assert np.isnan(drawn[:, 1]).all()

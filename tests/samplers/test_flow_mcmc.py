@@ -9,7 +9,9 @@ import pytest
 from skycensus.errors import InputError
 from skycensus.model import Target
 from skycensus.prior import Prior
+from skycensus.samplers.flow_chains import whitened
 from skycensus.samplers.flow_mcmc import FlowMCMC
+from skycensus.samplers.pilot import Pilot
 
 # Small enough to compile in seconds; the flow has little to learn here.
 SMALL: dict[str, Any] = {
@@ -70,7 +72,11 @@ def assert_moments(result, mean, sd):
         assert abs(np.log(row["sd"] / s)) < 4 / np.sqrt(2 * min(row["ess_bulk"], row["ess_tail"]))
 
 
-@pytest.mark.parametrize("local_sampler", ["hmc", "mala", "random_walk"])
+# Every kernel is compiled anew, which takes most of the time.
+SLOW_KERNELS = [pytest.param(name, marks=pytest.mark.slow) for name in ("mala", "random_walk")]
+
+
+@pytest.mark.parametrize("local_sampler", ["hmc", *SLOW_KERNELS])
 def test_correlated_gaussian(local_sampler):
     target, (mean, covariance, log_evidence) = gaussian_target(), gaussian_posterior()
     steps = []
@@ -142,6 +148,7 @@ def test_the_same_key_gives_the_same_draws():
     assert runs[0].log_evidence == runs[1].log_evidence
 
 
+@pytest.mark.slow
 def test_a_jumping_likelihood_is_sampled_as_it_is():
     """Half of a normal, whose edge no gradient sees; the smooth version shows where it is."""
 
@@ -184,6 +191,23 @@ def test_thinning_and_batches_keep_the_shapes():
     assert "num_production_loops" in str(result.status)
 
 
+def test_large_data_are_gone_through_for_one_chain_at_a_time():
+    """Chains in step would need arrays of chains times data, which no cache holds."""
+    size = 2**17
+    data = jnp.linspace(0.0, 1.0, size)
+    target = line_target(lambda h, data: -0.5 * jnp.mean((h["x"] - data) ** 2), data=data)
+    pilot = Pilot(np.zeros((4, 1)), np.zeros(1), np.eye(1), 0)
+    log_density, arrays = whitened(target, target, pilot)
+    both = jax.vmap(jax.value_and_grad(log_density), (0, None))
+    y = jnp.linspace(-1.0, 1.0, 4)[:, None]
+    assert f"4,{size}]" not in str(jax.make_jaxpr(both)(y, arrays))
+    value, slope = jax.jit(both)(y, arrays)
+    x = y[:, 0]
+    np.testing.assert_allclose(slope[:, 0], -x - (x - 0.5), rtol=1e-9)
+    expected = -0.5 * x**2 - 0.5 * jnp.mean((x[:, None] - data) ** 2, axis=1)
+    np.testing.assert_allclose(value, expected - 0.5 * np.log(2 * np.pi), rtol=1e-9)
+
+
 # ---- what goes wrong -----------------------------------------------------------------------------
 
 
@@ -200,7 +224,7 @@ def test_a_broken_likelihood_among_the_starts_is_named(value):
         FlowMCMC(**SMALL).run(target, jax.random.key(0))
 
 
-@pytest.mark.parametrize("local_sampler", ["hmc", "random_walk"])
+@pytest.mark.parametrize("local_sampler", ["hmc", SLOW_KERNELS[1]])
 def test_a_broken_likelihood_on_the_way_is_named(local_sampler, monkeypatch):
     """The pilot looks elsewhere, so that only the chains meet the NaN."""
     from skycensus.samplers import flow_mcmc

@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from contracts import SAMPLERS
+from scipy.special import gammaln
 
 from skycensus import InputError, Prior, Target
 from skycensus.samplers import ImportanceSampler
@@ -82,6 +83,43 @@ def test_nan_names_the_point(sampler):
         assert "a=" in str(error)
     else:
         assert any(p.kind == "nan_likelihood" for p in result.status.problems)
+
+
+def test_importance_sampler_without_a_likelihood_anywhere():
+    target = Target(
+        Prior({"x": dist.Normal(0.0, 1.0)}),
+        lambda h, data: jnp.where(h["x"] > 100.0, 0.0, -jnp.inf),
+    )
+    with pytest.raises(InputError, match=r"prior draws has a likelihood.*raise num_adapt"):
+        ImportanceSampler(num_adapt=100).run(target, jax.random.key(0))
+
+
+@pytest.mark.slow
+@every_sampler
+def test_fractions_given_counts(sampler):
+    """A Dirichlet prior and a multinomial count: the posterior is a Dirichlet again."""
+    counts, concentration = np.array([7.0, 2.0, 4.0]), np.array([1.0, 2.0, 1.5])
+
+    def log_likelihood(h, data):
+        return jnp.sum(data * jnp.log(jnp.stack([h["w_a"], h["w_b"], h["w_c"]])))
+
+    prior = Prior({"w_a, w_b, w_c": {"dist": "Dirichlet", "concentration": list(concentration)}})
+    target = Target(prior, log_likelihood, data=jnp.asarray(counts))
+    assert target.dim == 2
+    result = sampler.run(target, jax.random.key(8))
+    assert set(result.draws) == {"w_a", "w_b", "w_c"}
+    total = sum(result.draws.values())
+    np.testing.assert_allclose(total, 1.0, atol=1e-6)
+    posterior = counts + concentration
+    mean = posterior / posterior.sum()
+    sd = np.sqrt(mean * (1 - mean) / (posterior.sum() + 1))
+    for i, row in enumerate(result.summary().values()):
+        assert abs(row["mean"] - mean[i]) < 4 * row["mcse_mean"]
+        assert abs(row["sd"] - sd[i]) < 4 * sd[i] / np.sqrt(row["ess_bulk"])
+    if result.log_evidence is not None:
+        exact = np.sum(gammaln(posterior)) - gammaln(posterior.sum())
+        exact += gammaln(concentration.sum()) - np.sum(gammaln(concentration))
+        assert abs(result.log_evidence - exact) < 4 * result.log_evidence_error
 
 
 def test_a_numpyro_model_is_a_target():

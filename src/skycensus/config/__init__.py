@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, did_you_mean
-from .schema import SECTIONS, SELECTIONS, fill
+from .schema import KINDS, SECTIONS, fill
 
 TOP_LEVEL = ("seed",)
 
@@ -28,8 +28,8 @@ class Config:
         raw: all keys as given, overrides applied.
         seed: of all randomness.
         sections: name -> the section's dataclass (see `schema`), for those with fixed keys;
-            `selection` by its kind. Sections that were not given have their defaults, or are None
-            where a key is required.
+            `data` and `selection` by their kind. Sections that were not given have their
+            defaults, or are None where a key is required.
         problems: what is wrong so far.
     """
 
@@ -46,6 +46,11 @@ class Config:
 
     @property
     def data_folder(self) -> Path:
+        """`data.path` from the config's folder, or the folder of the file that it is."""
+        return self.data_path.parent if self.data_path.is_file() else self.data_path
+
+    @property
+    def data_path(self) -> Path:
         """`data.path`, from the config's folder."""
         given = self.raw.get("data", {})
         path = given.get("path", ".") if isinstance(given, dict) else "."
@@ -122,22 +127,47 @@ def _sections(raw: Mapping[str, Any], name: str, problems: list[str]) -> dict[st
             fixed = [f.name for f in fields(cls)]
             table = {k: v for k, v in table.items() if k in fixed}
         out[key] = fill(cls, table, f"{name} [{key}]", problems)
-    out["selection"] = _selection(tables["selection"], name, problems)
+    out["data"] = _by_kind("data", tables["data"], name, problems, "posterior_samples")
+    # What is not known by draws is most often a sample without selection.
+    draws = data_kind(raw) == "posterior_samples"
+    default = None if draws else "none"
+    out["selection"] = _by_kind("selection", tables["selection"], name, problems, default)
     return out
 
 
-def _selection(table: Mapping[str, Any], name: str, problems: list[str]) -> Any:
-    where = f"{name} [selection]"
-    kind = table.get("kind")
-    if kind not in SELECTIONS:
+def data_kind(raw: Mapping[str, Any]) -> str:
+    """The kind of `[data]`, by default posterior samples."""
+    table = raw.get("data", {})
+    return str(table.get("kind", "posterior_samples") if isinstance(table, dict) else "")
+
+
+def _by_kind(
+    section: str, table: Mapping[str, Any], name: str, problems: list[str], default: str | None
+) -> Any:
+    where = f"{name} [{section}]"
+    kind, kinds = table.get("kind", default), KINDS[section]
+    if kind not in kinds:
         came = "'kind' is missing" if kind is None else f"kind = {kind!r} is not known"
         problems.append(
-            f"{where}: {came}{did_you_mean(str(kind), SELECTIONS)}; give one of "
-            f"{', '.join(SELECTIONS)}."
+            f"{where}: {came}{did_you_mean(str(kind), kinds)}; give one of {', '.join(kinds)}."
         )
         return None
     rest = {k: v for k, v in table.items() if k != "kind"}
-    return fill(SELECTIONS[kind], rest, where, problems)
+    return fill(kinds[kind], rest, where, problems)
+
+
+def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Any:
+    """Read the data of a checked config and make the analysis, an `output.Inference`.
+
+    Raises:
+        InputError: every problem of the config at once; then the first problem of the data.
+    """
+    # Each kind of data imports its own libraries, which takes a second.
+    if data_kind(config.raw) == "posterior_samples" or config.sections["data"] is None:
+        from .gw import build as build_kind
+    else:
+        from .stars import build as build_kind
+    return build_kind(config, provenance=provenance)
 
 
 @contextmanager
@@ -192,7 +222,7 @@ def _split_key(key: str) -> list[str] | None:
 def _path_keys() -> dict[tuple[str, str], str]:
     """(section, key) -> what relative paths of that key are relative to."""
     classes: list[tuple[str, Any]] = [(k, c) for k, c in SECTIONS.items() if c is not None]
-    classes += [("selection", c) for c in SELECTIONS.values()]
+    classes += [(section, c) for section, kinds in KINDS.items() for c in kinds.values()]
     keys = {
         (section, f.name): f.metadata["path"]
         for section, cls in classes
@@ -229,7 +259,7 @@ def as_run(config: Config) -> dict[str, Any]:
         if isinstance(table, dict) and table.get(key):
             table[key] = _absolute(config, key, table[key], where)
     if isinstance(out.get("data"), dict):
-        out["data"]["path"] = os.path.abspath(config.data_folder)
+        out["data"]["path"] = os.path.abspath(config.data_path)
     return out
 
 

@@ -16,15 +16,17 @@ from ..analysis import choose_sampler, effective_draws, marginals_at
 from ..errors import InputError
 from ..gw.detection import MassProposal, SemiAnalyticDetection, draw_injections
 from ..gw.files import read_events, read_injections
-from ..gw.neural import read_network
+from ..gw.injections import Stated
+from ..gw.neural import log_selection, read_network
 from ..gw.tables import file_hash
 from ..likelihood import Samples
 from ..likelihood.proposals import selection_by_function
 from ..model import HierarchicalModel, Hyperparameters
 from ..output import Inference
 from . import Config, as_run
+from .gw_plan import noise_of, plan_events, plan_selection, years
 from .names import load_function
-from .plan import Plan, make_plan, noise_of, resolved, years
+from .plan import Plan, make_plan, resolved
 
 
 def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inference:
@@ -34,7 +36,7 @@ def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inf
         InputError: every problem of the config at once; then the first problem of the data.
     """
     began = time.perf_counter()
-    plan = make_plan(config)
+    plan = make_plan(config, plan_events, plan_selection)
     assert plan.population is not None and plan.prior is not None
     data, model_options = plan.section("data"), plan.section("model")
     events = _read_events(plan)
@@ -45,7 +47,7 @@ def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inf
         plan.prior,
         plan.population,
         selection=selection,
-        rate=model_options.rate,
+        rate=plan.rate,
         log_exposure=log_exposure,
         max_variance=model_options.max_variance,
     )
@@ -65,6 +67,7 @@ def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inf
         seconds_reading=time.perf_counter() - began,
         num_prior_draws=output.num_prior_draws,
         num_marginal_draws=output.num_marginal_draws,
+        num_object_draws=output.num_object_draws,
         figures=output.figures,
         figure_formats=tuple(output.figure_formats),
         provenance=dict(provenance or {}),
@@ -165,9 +168,7 @@ def _selection(plan: Plan, key: Any) -> tuple[Samples | None, float]:
                 f"network {path} needs {missing}, which the population over "
                 f"{list(plan.parameters)} does not have."
             )
-        log_p_det = network.log_value
-        if kind == "neural_pdet":
-            log_p_det = partial(_capped, network.log_value)
+        log_p_det = log_selection(network, probability=kind == "neural_pdet")
     plan.inputs[str(path)] = file_hash(path)
     return _by_function(plan, log_p_det, key, section.num_draws), exposure
 
@@ -176,11 +177,6 @@ def _log_of(function: Callable[..., Any], theta: Mapping[str, Any]) -> Any:
     value = jnp.asarray(function(theta))
     zero = value == 0
     return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1.0, value)))
-
-
-def _capped(log_p_det: Callable[..., Any], theta: Mapping[str, Any]) -> Any:
-    """A network's probability, which may overshoot one by its error."""
-    return jnp.minimum(log_p_det(theta), 0.0)
 
 
 def _by_function(plan: Plan, log_p_det: Callable[..., Any], key: Any, num: int) -> Samples:
@@ -193,10 +189,9 @@ def _from_injections(plan: Plan, section: Any) -> tuple[Samples, float]:
     found = read_injections(
         path,
         plan.parameters,
-        columns=section.columns,
-        p_draw=section.p_draw,
-        draw_coordinates=section.draw_coordinates,
-        total_generated=section.total_generated,
+        stated=Stated(
+            section.columns, section.p_draw, section.draw_coordinates, section.total_generated
+        ),
         far_cut=section.far_cut,
         snr_cut=section.snr_cut,
         spins=section.spins,
@@ -211,24 +206,13 @@ def _from_injections(plan: Plan, section: Any) -> tuple[Samples, float]:
     elif section.volume is not None:
         raise InputError("[selection] volume is given without time; give both.")
     if scale is None:
-        if plan.section("model").rate == "poisson":
+        if plan.rate == "poisson":
             raise InputError(
                 f"{path}: the observing time is not in the file; give [selection] time in years "
                 "(the Poisson likelihood needs it), or [model] rate = 'shape'."
             )
         scale = 1.0
-    return injections_form(found, plan.section("data").dtype), math.log(scale)
-
-
-def injections_form(found: Any, dtype: str = "float64") -> Samples:
-    """Found injections as a form with one object, the detection."""
-    return Samples(
-        [found.theta],
-        [found.log_p_draw],
-        names=["injections"],
-        num_drawn=[found.total_generated],
-        dtype=np.dtype(dtype),
-    )
+    return found.form(plan.section("data").dtype), math.log(scale)
 
 
 def _semi_analytic(plan: Plan, section: Any, key: Any) -> Samples:
@@ -258,4 +242,4 @@ def _semi_analytic(plan: Plan, section: Any, key: Any) -> Samples:
         parameters=plan.parameters,
         proposal=proposal,
     )
-    return injections_form(found, plan.section("data").dtype)
+    return found.form(plan.section("data").dtype)

@@ -1,7 +1,8 @@
-"""The one table of names: populations of gravitational-wave sources by name, or by a function."""
+"""The one table of names: populations by name, or by a function of the user's own."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import sys
@@ -15,55 +16,60 @@ import jax.numpy as jnp
 
 from ..density import Mixture, Population
 from ..errors import InputError, did_you_mean
-from ..gw import cosmology, eccentricity, mass, mass_smoothed, redshift, spin
+from ..gw import cosmology
 from ..gw.families import hyperparameter, product
 from ..model import Hyperparameters, hyperparameter_names
 
 # ---- the table of names --------------------------------------------------------------------------
 
-FAMILIES: dict[str, dict[str, Callable[..., Any]]] = {
+FAMILIES: dict[str, dict[str, str]] = {
     "mass": {
-        f.__name__: f
-        for f in (
-            mass.n_power_laws_m_gaussians,
-            mass.power_law_mass_ratio,
-            mass.power_law_masses,
-            mass.power_law_peak,
-            mass.gaussian_masses,
-            mass.wysocki_2019,
-            mass_smoothed.smoothed_power_law,
-            mass_smoothed.smoothed_power_law_peak,
-            mass_smoothed.smoothed_multi_peak,
-            mass_smoothed.smoothed_broken_power_law,
-            mass_smoothed.smoothed_broken_power_law_peak,
-            mass_smoothed.broken_power_law_two_peaks,
-        )
+        **dict.fromkeys(
+            (
+                "n_power_laws_m_gaussians",
+                "power_law_mass_ratio",
+                "power_law_masses",
+                "power_law_peak",
+                "gaussian_masses",
+                "wysocki_2019",
+            ),
+            "gw.mass",
+        ),
+        **dict.fromkeys(
+            (
+                "smoothed_power_law",
+                "smoothed_power_law_peak",
+                "smoothed_multi_peak",
+                "smoothed_broken_power_law",
+                "smoothed_broken_power_law_peak",
+                "broken_power_law_two_peaks",
+            ),
+            "gw.mass_smoothed",
+        ),
     },
-    "spin": {
-        f.__name__: f
-        for f in (
-            spin.beta_magnitudes,
-            spin.beta_magnitudes_iid,
-            spin.beta_magnitudes_shape,
-            spin.magnitude_mixture,
-            spin.tilt_mixture,
-            spin.tilt_mixture_iid,
-            spin.gaussian_chi_eff,
-            spin.skew_normal_chi_eff,
-            spin.correlated_chi_eff_chi_p,
-        )
-    },
-    "redshift": {f.__name__: f for f in (redshift.power_law, redshift.madau_dickinson)},
-    "eccentricity": {
-        f.__name__: f
-        for f in (
-            eccentricity.truncated_normal,
-            eccentricity.two_truncated_normals,
-            eccentricity.power_law,
-        )
-    },
+    "spin": dict.fromkeys(
+        (
+            "beta_magnitudes",
+            "beta_magnitudes_iid",
+            "beta_magnitudes_shape",
+            "magnitude_mixture",
+            "tilt_mixture",
+            "tilt_mixture_iid",
+            "gaussian_chi_eff",
+            "skew_normal_chi_eff",
+            "correlated_chi_eff_chi_p",
+        ),
+        "gw.spin",
+    ),
+    "redshift": dict.fromkeys(("power_law", "madau_dickinson"), "gw.redshift"),
+    "eccentricity": dict.fromkeys(
+        ("truncated_normal", "two_truncated_normals", "power_law"), "gw.eccentricity"
+    ),
+    "distance": {"normal_cluster": "stars.parallax"},
+    "period": dict.fromkeys(("normal_log_period", "uniform_period"), "stars.binaries"),
+    "line": dict.fromkeys(("line", "line_with_outliers"), "stars.lines"),
 }
-"""Block of parameters -> the families' names in config files."""
+"""Block of parameters -> a family's name in config files -> its module, imported when used."""
 
 COSMOLOGIES = {"Planck15": cosmology.PLANCK_2015, "Planck18": cosmology.PLANCK_2018}
 
@@ -112,7 +118,8 @@ def make_population(
             mine["cosmology"] = universe
         built.append(partial(f, **mine) if mine else f)
     head, rest = built[0], built[1:]
-    if chosen and next(iter(chosen.values()))[0] is mass.n_power_laws_m_gaussians:
+    head_name = next(iter(chosen)).split(".")[1]
+    if head_name == "n_power_laws_m_gaussians":
         try:
             return head(extra=tuple(rest))
         except TypeError:
@@ -124,9 +131,11 @@ def make_population(
     if rate == "shape":
         return density
 
+    from ..gw.redshift import log_volume
+
     def rate_density(h: Hyperparameters) -> Mixture:
         whole = density(h)
-        log_weight = hyperparameter(h, "log_rate") + redshift.log_volume(whole)
+        log_weight = hyperparameter(h, "log_rate") + log_volume(whole)
         return Mixture({"all": whole}, log_weights={"all": log_weight})
 
     return rate_density
@@ -145,7 +154,8 @@ def _chosen(families: Mapping[str, Any]) -> tuple[dict[str, tuple[Any, str]], li
                     f"{', '.join(table)}."
                 )
             else:
-                chosen[f"{block}.{name}"] = (table[name], block)
+                module = importlib.import_module(f"..{table[name]}", __package__)
+                chosen[f"{block}.{name}"] = (getattr(module, name), block)
     if not chosen and not problems:
         problems.append(
             "no family is given: name those of mass, spin, redshift and eccentricity that the "

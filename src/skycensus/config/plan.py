@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import glob
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..density import Population
 from ..errors import InputError, did_you_mean
 from ..gw import cosmology
-from ..gw.detection import OBSERVING_TIME
-from ..gw.files import event_name
-from ..gw.noise import NOISE_CURVES, NoiseCurve, read_noise_curve
-from ..gw.reference_priors import check_reference_prior
-from ..gw.tables import expand_paths, file_hash
+from ..gw.tables import file_hash
 from ..likelihood import LogMarginal
 from ..model import HierarchicalModel, hyperparameter_names
 from ..prior import Prior
-from . import Config, collecting
+from . import Config, collecting, data_kind
 from .names import COSMOLOGIES, FAMILIES, load_function, make_population, parameters_of
 from .schema import Model, fill
 
@@ -30,6 +25,7 @@ SAMPLERS = {
     "importance": ("importance", "ImportanceSampler"),
     "nuts": ("nuts", "NUTS"),
     "flow_mcmc": ("flow_mcmc", "FlowMCMC"),
+    "quadrature": ("quadrature", "QuadratureSampler"),
 }
 
 
@@ -57,9 +53,20 @@ class Plan:
         """A section's dataclass, None where it is wrong."""
         return self.config.sections.get(name)
 
+    @property
+    def rate(self) -> Literal["poisson", "shape"]:
+        """What the likelihood is, see `HierarchicalModel`."""
+        given = (self.section("model") or Model()).rate
+        draws = data_kind(self.config.raw) == "posterior_samples"
+        return given or ("poisson" if draws else "shape")
 
-def make_plan(config: Config, *, with_data: bool = True) -> Plan:
+
+def make_plan(config: Config, *more: Callable[[Plan], None]) -> Plan:
     """Check all that can be checked before data are read, and build what needs none.
+
+    Args:
+        config: whose form was checked.
+        more: checks of what belongs to one kind of data; they add to `Plan.problems`.
 
     Raises:
         InputError: every problem of the config, a line each.
@@ -71,9 +78,8 @@ def make_plan(config: Config, *, with_data: bool = True) -> Plan:
     with collecting(plan.problems, f"{plan.name} [sampler]: "):
         plan.sampler = make_sampler(config.raw.get("sampler", {}))
     _plan_truth(plan)
-    if with_data:
-        _plan_data(plan)
-        _plan_selection(plan)
+    for check in more:
+        check(plan)
     if plan.problems:
         raise InputError("\n".join(plan.problems))
     return plan
@@ -93,7 +99,7 @@ def _plan_cosmology(plan: Plan) -> None:
 
 def _plan_population(plan: Plan) -> None:
     # A wrong [model] is told already; what depends on it is checked as if it had its default.
-    section, model = plan.section("population"), plan.section("model") or Model()
+    section = plan.section("population")
     raw = plan.config.raw.get("population", {})
     if section is None or not isinstance(raw, dict):
         return
@@ -113,7 +119,7 @@ def _plan_population(plan: Plan) -> None:
             plan.population = make_population(
                 families,
                 options,
-                rate=model.rate,
+                rate=plan.rate,
                 universe=None if free_cosmology else plan.universe,
             )
         try:
@@ -131,6 +137,9 @@ def _plan_population(plan: Plan) -> None:
 
 def _plan_prior(plan: Plan) -> None:
     raw = plan.config.raw.get("prior")
+    if raw is None and plan.population is not None and not hyperparameter_names(plan.population)[0]:
+        plan.prior = Prior({})  # nothing to infer but the objects themselves
+        return
     if not isinstance(raw, dict) or not raw:
         plan.problems.append(
             f"{plan.name} [prior]: missing; give every hyperparameter a prior there, or "
@@ -162,6 +171,9 @@ class _Nothing:
     names: tuple[str, ...] = ()
 
     def log_marginal(self, density: Any) -> LogMarginal:
+        raise NotImplementedError
+
+    def draw(self, density: Any, key: Any) -> Any:
         raise NotImplementedError
 
 
@@ -236,95 +248,3 @@ def _read_truth(path: Path) -> dict[str, float]:
         raise InputError(f"'{path}' cannot be read as JSON: {error}.") from None
     values = stored.get("truth", stored) if isinstance(stored, dict) else {}
     return {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
-
-
-def _plan_data(plan: Plan) -> None:
-    section = plan.section("data")
-    if section is None:
-        return
-    where = f"{plan.name} [data]: "
-    with collecting(plan.problems, where):
-        if plan.parameters:
-            check_reference_prior(section.reference_prior, plan.parameters)
-    with collecting(plan.problems, where):
-        if not plan.config.data_folder.is_dir():
-            raise InputError(f"path: there is no folder '{plan.config.data_folder}'.")
-        patterns = [section.events] if isinstance(section.events, str) else section.events
-        if not patterns:
-            raise InputError("events is an empty list; give files or a pattern.")
-        files = expand_paths([_pattern(plan.config, p) for p in patterns])
-        plan.events = [f for f in files if event_name(f) not in section.exclude]
-        names = [event_name(f) for f in files]
-        for name in section.exclude:
-            if name not in names:
-                raise InputError(f"exclude: there is no event '{name}'{did_you_mean(name, names)}.")
-        if not plan.events:
-            raise InputError("exclude leaves no event.")
-    for key in ("max_draws", "min_draws"):
-        if getattr(section, key) is not None and getattr(section, key) < 1:
-            plan.problems.append(f"{where}{key} = {getattr(section, key)} must be at least 1.")
-
-
-def _pattern(config: Config, pattern: str) -> str:
-    """A pattern in the data folder, whose own name is taken literally."""
-    path = Path(pattern).expanduser()
-    if path.is_absolute():
-        return str(path)
-    return str(Path(glob.escape(str(config.data_folder))) / path)
-
-
-def _plan_selection(plan: Plan) -> None:
-    section, model = plan.section("selection"), plan.section("model") or Model()
-    if section is None:
-        return
-    where = f"{plan.name} [selection]: "
-    kind = plan.config.raw["selection"]["kind"]
-    if kind == "none" and model.rate == "poisson":
-        plan.problems.append(
-            f"{where}kind = 'none' has no expected number of detections, which the Poisson "
-            "likelihood needs; give a selection, or [model] rate = 'shape'."
-        )
-    with collecting(plan.problems, where):
-        if getattr(section, "time", None) is not None:
-            years(section.time)
-    with collecting(plan.problems, where):
-        if hasattr(section, "file"):
-            path = plan.config.either(section.file)
-            if not path.is_file():
-                raise InputError(f"file: there is no file '{path}'.")
-        if hasattr(section, "noise"):
-            noise_of(plan.config, section.noise)
-        if kind == "python":
-            load_function(section.function, plan.config.folder, "function")
-
-
-def years(value: float | str) -> float:
-    """An observing time: years, or observing runs such as "O1+O2".
-
-    Raises:
-        InputError: neither.
-    """
-    if not isinstance(value, str):
-        if not value > 0:
-            raise InputError(f"time = {value} years must be positive.")
-        return float(value)
-    runs = [run.strip() for run in value.split("+")]
-    if unknown := [run for run in runs if run not in OBSERVING_TIME]:
-        raise InputError(
-            f"time = '{value}': {unknown} is no observing run whose time is known; give years, or "
-            f"runs among {', '.join(OBSERVING_TIME)} joined by '+'."
-        )
-    return sum(OBSERVING_TIME[run] for run in runs)
-
-
-def noise_of(config: Config, name: str) -> str | NoiseCurve:
-    """A built-in noise curve's name, or the curve of a file."""
-    path = config.either(name)
-    if path.is_file():
-        return read_noise_curve(path)
-    if name not in NOISE_CURVES:
-        raise InputError(
-            f"noise = '{name}' is neither a built-in curve{did_you_mean(name, NOISE_CURVES)} "
-            f"({', '.join(NOISE_CURVES)}) nor a file ('{path}')."
-        )
-    return name

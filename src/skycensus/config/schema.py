@@ -21,8 +21,8 @@ BESIDE = {"path": "config"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """`[data]`: the objects."""
+class PosteriorSamples:
+    """`[data]` with `kind = "posterior_samples"`, the default: one file of draws per event."""
 
     events: str | list[str] = field(metadata=OF_DATA)
     path: str = field(default=".", metadata=BESIDE)
@@ -39,6 +39,54 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parallaxes:
+    """`[data]` with `kind = "parallaxes"`: a table with a row for each star."""
+
+    path: str = field(metadata=BESIDE)
+    parallax: str = "parallax"
+    error: str = "parallax_error"
+    name: str | None = None
+    drop_invalid: bool = False
+    tolerance: float = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadialVelocities:
+    """`[data]` with `kind = "radial_velocities"`: a table with a row for each epoch."""
+
+    path: str = field(metadata=BESIDE)
+    name: str = "APOGEE_ID"
+    time: str = "JD"
+    velocity: str = "VHELIO"
+    error: str = "VHELIO_ERR"
+    stars: list[str] | None = None
+    drop_invalid: bool = False
+    periods: list[float] = field(default_factory=lambda: [1.5, 20.0])
+    oversampling: float = 10.0
+    max_baselines: float = 10.0
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """`[data]` with `kind = "points"`: a table of points with errors in y."""
+
+    path: str = field(metadata=BESIDE)
+    x: str = "x"
+    y: str = "y"
+    error: str = "y_err"
+    drop_invalid: bool = False
+
+
+DATA: dict[str, Any] = {
+    "posterior_samples": PosteriorSamples,
+    "parallaxes": Parallaxes,
+    "radial_velocities": RadialVelocities,
+    "points": Points,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Population:
     """`[population]`: families by name, or a function of the user's own; more keys are options."""
 
@@ -46,6 +94,9 @@ class Population:
     spin: str | list[str] | None = None
     redshift: str | None = None
     eccentricity: str | None = None
+    distance: str | None = None
+    period: str | None = None
+    line: str | None = None
     python: str | None = field(default=None, metadata=BESIDE)
 
 
@@ -60,9 +111,12 @@ class Cosmology:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """`[model]`: how objects and selection make a likelihood."""
+    """`[model]`: how objects and selection make a likelihood.
 
-    rate: Literal["poisson", "shape"] = "poisson"
+    `rate` is by default "poisson" for posterior samples, and "shape" for what has no selection.
+    """
+
+    rate: Literal["poisson", "shape"] | None = None
     max_variance: float | None = None
 
 
@@ -134,12 +188,17 @@ SELECTIONS: dict[str, Any] = {
 }
 
 
+# Sections whose keys depend on their `kind`.
+KINDS: dict[str, dict[str, Any]] = {"data": DATA, "selection": SELECTIONS}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """`[output]`: what is written beside the draws."""
 
     num_prior_draws: int = 1000
     num_marginal_draws: int = 200
+    num_object_draws: int = 500
     figures: bool = True
     figure_formats: list[str] = field(default_factory=lambda: ["png"])
 
@@ -169,7 +228,7 @@ class Simulate:
 
 
 SECTIONS: dict[str, Any] = {
-    "data": Data,
+    "data": None,  # by its kind
     "population": Population,
     "cosmology": Cosmology,
     "model": Model,

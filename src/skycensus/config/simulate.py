@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import InputError
+from ..folders import check_folder, new_folder
 from ..gw.banana import BananaErrors
 from ..gw.detection import SemiAnalyticDetection
 from ..gw.measurement import BoundedPrior, MeasurementModel
@@ -23,15 +24,13 @@ from ..gw.mock import (
     draw_found_injections,
     simulate_catalogue,
 )
-from ..gw.mock_files import write_catalogue
-from ..gw.neural import Training, train_network, write_network
+from ..gw.mock_files import MARK, write_catalogue
+from ..gw.neural import Settings, Training, train_network, write_network
 from ..gw.tables import read_posterior
-from ..output import check_folder, new_folder
 from . import Config, collecting, read_config
+from .gw_plan import noise_of
 from .names import load_function
-from .plan import Plan, make_plan, noise_of, resolved
-
-CATALOGUE_MARK = "catalogue.json"
+from .plan import Plan, make_plan, resolved
 
 
 def simulate(config: Config, out: str | Path, *, overwrite: bool = False) -> Catalogue:
@@ -44,7 +43,7 @@ def simulate(config: Config, out: str | Path, *, overwrite: bool = False) -> Cat
     plan = Plan(config)
     problems: list[str] = []
     with collecting(problems):
-        plan = make_plan(config, with_data=False)
+        plan = make_plan(config)
     section = config.sections.get("simulate")
     truth: dict[str, Any] = {}
     if not problems:
@@ -55,7 +54,7 @@ def simulate(config: Config, out: str | Path, *, overwrite: bool = False) -> Cat
             _check_section(section)
     if problems or section is None:
         raise InputError("\n".join(problems))
-    check_folder(out, overwrite=overwrite, mark=CATALOGUE_MARK)
+    check_folder(out, MARK, overwrite=overwrite)
     detection = _detection(plan, section)
     assert plan.population is not None
     prior = BoundedPrior(
@@ -185,9 +184,7 @@ def train(options: Any) -> Training:
         {name: table[name] for name in options.parameters},
         target,
         is_log=options.is_log or options.take_log,
-        width=options.width,
-        depth=options.depth,
-        max_epochs=options.epochs,
+        settings=Settings(options.width, options.depth, max_epochs=options.epochs),
     )
     # Beside its place first: an interrupted write leaves no half network.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -212,7 +209,7 @@ def demo(out: str | Path, command: str, *, seed: int = 1, overwrite: bool = Fals
     folder = Path(out).absolute()
     text = Path(__file__).with_name("demo.toml").read_text(encoding="utf-8")
     text = text.replace("seed = 1", f"seed = {seed}", 1)
-    with new_folder(folder, overwrite=overwrite, mark="config.toml") as fresh:
+    with new_folder(folder, "config.toml", overwrite=overwrite) as fresh:
         (fresh / "config.toml").write_text(text, encoding="utf-8")
     config = read_config(folder / "config.toml")
     print("simulating a catalogue of black-hole mergers ...", file=sys.stderr, flush=True)

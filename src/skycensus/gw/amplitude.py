@@ -16,6 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+SOLAR_MASS_SECONDS = 4.925490947641267e-06
+"""$G M_\\odot / c^3$ in seconds (IAU 2015 nominal solar mass parameter)."""
+
 CUTOFF = 0.2
 """The largest $Mf$ of the model; the amplitude is zero above."""
 
@@ -95,7 +98,7 @@ class _Ringdown(NamedTuple):
 
 
 def final_spin(eta: np.ndarray, chi: np.ndarray) -> np.ndarray:
-    """Return the spin of the remnant (Khan et al. 2016, equation 3.6 of Husa et al. 2016)."""
+    """Return the spin of the remnant (Husa et al. 2016, arXiv:1508.07250, equation 3.6)."""
     s = chi * (1.0 - 2.0 * eta)
     orbital = 2.0 * math.sqrt(3.0) + eta * (
         -4.399247300629289 + eta * (9.397292189321194 - 13.180949901606242 * eta)
@@ -142,7 +145,7 @@ def _fits(eta: np.ndarray, chi: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _inspiral(eta: np.ndarray, chi: np.ndarray, fits: dict[str, np.ndarray]) -> list[np.ndarray]:
-    r"""Return the coefficients of $(\pi Mf)^{k/3}$, k = 0 … 9, of the inspiral (equations 28-29).
+    r"""Return the coefficients of $(\pi Mf)^{k/3}$, k = 0 … 9, of the inspiral (equations 29-30).
 
     Up to k = 6 those of the stationary-phase quadrupole at the third post-Newtonian order
     (appendix B); then the three fitted to simulations.

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..keys import generator
+from .amplitude import SOLAR_MASS_SECONDS
 from .coordinates import (
     Columns,
     Theta,
@@ -17,9 +19,8 @@ from .coordinates import (
     mass_ratio_from_symmetric,
     symmetric_mass_ratio,
 )
-from .measurement import BoundedPrior, Observation, generator
+from .measurement import BoundedPrior, Observation
 
-_SOLAR_MASS_IN_SECONDS = 4.925490947e-6
 _SOURCE_MASSES = {"mass_1_source", "mass_2_source", "mass_ratio", "chirp_mass_source"}
 
 
@@ -70,7 +71,7 @@ def _banana(
 ) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
     rho = 9.0 * rng.uniform() ** (-1.0 / 3.0) if snr is None else snr
     mc = chirp_mass(mass_1, mass_2)
-    v = min(0.2, (math.pi * mc * _SOLAR_MASS_IN_SECONDS * 20.0) ** (1.0 / 3.0))
+    v = min(0.2, (math.pi * mc * SOLAR_MASS_SECONDS * 20.0) ** (1.0 / 3.0))
     beta = 12.0 / rho * min(0.07, 0.45 * (v / 0.2) ** 7)
     shifts = rng.normal(size=2)
     scatter = rng.normal(size=(2, num_draws))

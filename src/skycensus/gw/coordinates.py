@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from ..blocks import in_blocks
 from ..errors import InputError, did_you_mean
 
 Theta = Mapping[str, Any]
@@ -79,16 +80,29 @@ def precessing_spin(a_1: Any, cos_tilt_1: Any, a_2: Any, cos_tilt_2: Any, mass_r
     return 0.5 * (one + two + abs(one - two))
 
 
+def is_binary(theta: Theta) -> Any:
+    """Return whether the masses are positive and ordered, of those that `theta` has, elementwise.
+
+    Elsewhere a density may have weight, but no binary is there.
+    """
+    inside: Any = True
+    for first, second in (("mass_1", "mass_2"), ("mass_1_source", "mass_2_source")):
+        inside = inside & (theta[first] > 0.0 if first in theta else True)
+        inside = inside & (theta[second] > 0.0 if second in theta else True)
+        if first in theta and second in theta:
+            inside = inside & (theta[second] <= theta[first])
+    if "mass_ratio" in theta:
+        inside = inside & (theta["mass_ratio"] > 0.0) & (theta["mass_ratio"] <= 1.0)
+    return inside
+
+
 # ---- columns, and all that follows from them ----------------------------------------------------
 
 
 def _elementwise(function: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
     """Apply a JAX function block by block: compiled for one shape, not for every event's."""
-    flat = np.ravel(x)
-    size = 4096
-    padded = np.pad(flat, (0, -len(flat) % size), mode="edge") if len(flat) else flat
-    blocks = [np.asarray(function(block)) for block in padded.reshape(-1, size)]
-    return np.concatenate([*blocks, flat[:0]])[: len(flat)].reshape(np.shape(x)).astype(float)
+    flat = in_blocks(lambda block: function(block["x"]), {"x": np.ravel(x)}, 4096)
+    return flat.reshape(np.shape(x))
 
 
 def _redshift_at(distance: np.ndarray, cosmology: Any) -> np.ndarray:

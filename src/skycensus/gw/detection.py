@@ -27,23 +27,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..blocks import in_blocks
 from ..errors import InputError
 from . import projection
 from ._interpolation import interpolate
-from .amplitude import CUTOFF, relative_amplitude
+from .amplitude import CUTOFF, SOLAR_MASS_SECONDS, relative_amplitude
+from .coordinates import Theta
 from .cosmology import PLANCK_2015, FlatLambdaCDM
+from .injections import Injections
 from .noise import NoiseCurve, noise_curve
-
-Theta = Mapping[str, Any]
-
-SOLAR_MASS_SECONDS = 4.925490947641267e-06
-"""$G M_\\odot / c^3$ in seconds (IAU 2015 nominal solar mass parameter)."""
 
 MEGAPARSEC_SECONDS = 1.0292712503e14
 """One Mpc over the speed of light in seconds."""
 
 OBSERVING_TIME = {"O1": 48.6 / 365.25, "O2": 118.0 / 365.25}
-"""Coincident time of the two LIGO detectors in years (Abbott et al. 2019, PRX 9, 031040)."""
+"""Coincident time of the two LIGO detectors in years, from 48.6 days (Abbott et al. 2016,
+arXiv:1606.04856) and 118 days (Abbott et al. 2019, arXiv:1811.12907)."""
 
 # Steps of the table: 512 frequencies and 32 total masses per e-fold, so that a mass step is a whole
 # number of frequency steps, and the amplitude is needed on one grid of M f only.
@@ -282,31 +281,6 @@ def _table(curve: NoiseCurve, low: float, aligned_spin: bool) -> np.ndarray:
     return table
 
 
-@dataclass(frozen=True, eq=False)
-class DrawnInjections:
-    r"""Found injections that were drawn here: `injections.Injections` without a file.
-
-    The expected number of detections for a rate density $\rho(\theta)$ per year is
-
-        $\mu = \frac{\mathrm{scale}}{N} \sum_\mathrm{found} \rho(\theta) / p_\mathrm{draw}(\theta)$.
-
-    Attributes:
-        theta: parameter name -> values of the found injections.
-        log_p_draw: log of the density they were drawn from, less the log of the probability that
-            such a draw is found where that is averaged exactly and not thrown.
-        total_generated: N, found or not.
-        scale: the observing time in years.
-    """
-
-    theta: dict[str, np.ndarray]
-    log_p_draw: np.ndarray
-    total_generated: float
-    scale: float
-
-    def __len__(self) -> int:
-        return len(self.log_p_draw)
-
-
 @dataclass(frozen=True)
 class MassProposal:
     r"""Masses drawn from $m_1^{a} q^{b}$ on low < m2 < m1 < high, in the source frame.
@@ -362,8 +336,8 @@ def draw_injections(
     observing_time: float,
     parameters: Sequence[str] = ("mass_1_source", "mass_ratio", "redshift"),
     proposal: MassProposal | None = None,
-) -> DrawnInjections:
-    r"""Draw injections of which every one is found, with exact weights.
+) -> Injections:
+    r"""Draw injections of which every one is found, with exact weights and the scale of the time.
 
     Masses come from `proposal`, redshifts from $p_\mathrm{det}(\theta)\, \frac{dV_c}{dz} / (1+z)$
     given the masses, up to their horizon, so that no draw is spent on what cannot be seen and the
@@ -392,12 +366,12 @@ def draw_injections(
         log_p_draw = log_p_draw - math.log(2.0)
     if "redshift" in parameters:
         u = jax.random.uniform(key_redshift, (num,))
-        z, log_p_z = _in_blocks(functools.partial(_draw_redshift, detection), {**theta, "u": u})
+        z, log_p_z = _evaluated(functools.partial(_draw_redshift, detection), {**theta, "u": u})
         theta["redshift"] = z
-        (log_p_det,) = _in_blocks(lambda block: (detection.log_p_det(block),), theta)
+        log_p_det = _evaluated(detection.log_p_det, theta)
         log_p_draw = log_p_draw + log_p_z - log_p_det
     else:
-        (volume,) = _in_blocks(lambda block: (detection.sensitive_volume(block),), theta)
+        volume = _evaluated(detection.sensitive_volume, theta)
         log_p_draw = log_p_draw - np.log(volume)
     if "mass_2_source" in parameters:
         theta["mass_2_source"] = mass * ratio
@@ -406,7 +380,7 @@ def draw_injections(
     # A draw rounded onto its horizon has no weight: it counts as made and not found.
     found = np.isfinite(log_p_draw)
     theta = {name: theta[name][found] for name in parameters}
-    return DrawnInjections(theta, log_p_draw[found], float(num), float(observing_time))
+    return Injections(theta, log_p_draw[found], float(num), float(observing_time))
 
 
 def _check_request(
@@ -434,21 +408,8 @@ def _check_request(
         )
 
 
-def _in_blocks(
-    function: Callable[[dict[str, Array]], tuple[Array, ...]], columns: Mapping[str, Any]
-) -> list[np.ndarray]:
-    """Evaluate an elementwise function of columns some thousands at a time, in the same program."""
-    size = 8192
-    num = len(next(iter(columns.values())))
-    jitted = jax.jit(function)
-    parts = []
-    for start in range(0, num, size):
-        block = {name: np.asarray(x)[start : start + size] for name, x in columns.items()}
-        # The last block repeats its last draw, so that one program serves all.
-        missing = min(size, max(num, 1)) - len(next(iter(block.values())))
-        block = {name: np.pad(x, (0, missing), mode="edge") for name, x in block.items()}
-        parts.append([np.asarray(x, float)[: size - missing] for x in jitted(block)])
-    return [np.concatenate(part)[:num] for part in zip(*parts, strict=True)]
+def _evaluated(function: Callable[[dict[str, Any]], Any], columns: Mapping[str, Any]) -> Any:
+    return in_blocks(jax.jit(function), columns, min(8192, len(columns["mass_1_source"])))
 
 
 def _draw_redshift(

@@ -110,18 +110,8 @@ def read_events(
     check_reference_prior(reference_prior, parameters)
     if max_draws is not None and seed is None:
         raise InputError("max_draws chooses draws at random; give a seed with it.")
-    files = expand_paths(paths)
-    seen: dict[str, Path] = {}
-    for path in files:
-        name = event_name(path)
-        if name in seen:
-            raise InputError(
-                f"'{seen[name]}' and '{path}' are both of event {name}; an event may be counted "
-                "once, so leave one out."
-            )
-        seen[name] = path
     events = []
-    for name, path in seen.items():
+    for name, path in _named_files(paths).items():
         table = read_posterior(path, group=group, columns=columns)
         event = _event(
             name,
@@ -140,6 +130,20 @@ def read_events(
             )
         events.append(event if max_draws is None else _thinned(event, max_draws, seed))
     return events
+
+
+def _named_files(paths: str | Path | Iterable[str | Path]) -> dict[str, Path]:
+    """Event name -> file, in order."""
+    seen: dict[str, Path] = {}
+    for path in expand_paths(paths):
+        name = event_name(path)
+        if name in seen:
+            raise InputError(
+                f"'{seen[name]}' and '{path}' are both of event {name}; an event may be counted "
+                "once, so leave one out."
+            )
+        seen[name] = path
+    return seen
 
 
 def _event(

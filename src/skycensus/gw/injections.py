@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
+from ..likelihood import Samples
 from .checks import check_units, invalid_draws, to_support
 from .coordinates import SPIN_NAMES, Columns, block, blocks_of, log_volume
 from .reference_priors import resolve
@@ -38,28 +39,59 @@ SECONDS_PER_YEAR = 365.25 * 86400.0
 
 @dataclass(frozen=True, eq=False)
 class Injections:
-    r"""Found injections in the population's parameters.
+    r"""Found injections in the population's parameters, read or drawn.
 
     Attributes:
         theta: parameter name -> array over the found injections.
-        log_p_draw: $\ln p_\mathrm{draw}(\theta)$ as a density in the parameters of `theta`.
+        log_p_draw: $\ln p_\mathrm{draw}(\theta)$ as a density in the parameters of `theta`; where
+            the probability to be found is averaged exactly and not thrown, less its logarithm.
         total_generated: $N$, how many were generated, found or not.
-        scale: see the module; None where the file does not say (enough for shapes, not for rates).
-        attrs: the file's own attributes.
-        path: the file.
-        sha256: the hash of that file.
+        scale: see the module; None where it is not known (enough for shapes, not for rates).
+        attrs: the attributes of the file that they were read from.
+        path: that file, None for injections that were drawn here.
+        sha256: its hash.
     """
 
     theta: dict[str, np.ndarray]
     log_p_draw: np.ndarray
     total_generated: float
-    scale: float | None
-    attrs: dict[str, Any]
-    path: Path
-    sha256: str
+    scale: float | None = None
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+    sha256: str = ""
 
     def __len__(self) -> int:
         return len(self.log_p_draw)
+
+    def form(self, dtype: Any = None) -> Samples:
+        """The injections as a form with one object, the detection; `dtype` is that of `Samples`."""
+        return Samples(
+            [self.theta],
+            [self.log_p_draw],
+            names=("injections",),
+            num_drawn=[round(self.total_generated)],
+            dtype=dtype,
+        )
+
+
+class Stated(NamedTuple):
+    """What a file of injections leaves open, or is to be overruled, as its reader states it.
+
+    Attributes:
+        columns: canonical name -> the file's name, where `tables.SYNONYMS` does not know it.
+        p_draw: the column with the density, taken as a logarithm if its name begins with "log" or
+            "ln"; by default the one the layout calls for.
+        coordinates: what that density is a density in; by default as the layout says, for the
+            generic table its other physical columns.
+        total_generated: $N$.
+        scale: see the module.
+    """
+
+    columns: Mapping[str, str] | None = None
+    p_draw: str | None = None
+    coordinates: Iterable[str] | None = None
+    total_generated: float | None = None
+    scale: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,24 +107,19 @@ def read_injections(
     path: str | Path,
     parameters: Iterable[str] | None = None,
     *,
-    columns: Mapping[str, str] | None = None,
-    p_draw: str | None = None,
-    draw_coordinates: Iterable[str] | None = None,
-    total_generated: float | None = None,
-    scale: float | None = None,
+    stated: Stated | None = None,
     far_cut: float | None = None,
     snr_cut: float | None = None,
     spins: str | Mapping[str, Any] | None = None,
     cosmology: Any = None,
-    min_found: int = 1,
     drop_invalid: bool = False,
 ) -> Injections:
     r"""Read found injections as draws in the population's parameters and their log density.
 
     Layouts: a generic table in HDF5, text, CSV or Parquet with a column `log_p_draw` or `p_draw`;
     the LIGO-Virgo-KAGRA search sensitivity files of O3 and of O1 to O3 (group `injections`,
-    `sampling_pdf`; LIGO-T2100113, LIGO-T2100377), and the cumulative ones to O4a (table `events`
-    with `lnpdraw_...` and `weights`; LIGO-T2400110).
+    `sampling_pdf`; LIGO-T2100113, LIGO-T2100377), those of O4a (table `events` with factors
+    `lnpdraw_...`; LIGO-T2400073) and the cumulative ones to O4a (with `weights`; LIGO-T2400110).
 
     An injection is found if the smallest false-alarm rate over all searches is below `far_cut`,
     or, where no search analysed it (O1 and O2), its signal-to-noise ratio is above `snr_cut`.
@@ -100,35 +127,28 @@ def read_injections(
     Args:
         path: the file.
         parameters: the population's parameters; by default the coordinates of the density.
-        columns: canonical name -> the file's name, where `tables.SYNONYMS` does not know it.
-        p_draw: the column with the density, taken as a logarithm if its name begins with "log" or
-            "ln"; by default the one the layout calls for.
-        draw_coordinates: what that density is a density in, where the layout does not say; by
-            default the generic table's other physical columns.
-        total_generated: $N$, where the file does not say or is to be overruled.
-        scale: likewise.
+        stated: what the file does not say itself.
         far_cut: in 1/yr. Files with false-alarm rates require it.
         snr_cut: files with injections that only have a signal-to-noise ratio require it.
         spins: the spins that the population is taken to have where `parameters` do not settle
             them, as a spin prior (`spin_priors.SPIN_PRIORS`): those of its own that are missing,
             and the distribution of component spins given chi_eff or chi_p.
         cosmology: see `Columns`.
-        min_found: fewer found injections than this is an error.
         drop_invalid: leave out injections that are not finite or outside their support.
 
     Raises:
         InputError: see the above; also a density that is zero, negative or not finite.
     """
-    path = Path(path)
-    raw, attrs, layout = _read_layout(path, columns)
-    draw = _draw(path, raw, layout, p_draw, draw_coordinates, cosmology)
+    path, stated = Path(path), stated or Stated()
+    raw, attrs, layout = _read_layout(path, stated.columns)
+    draw = _draw(path, raw, layout, stated, cosmology)
     found = _found(path, raw, layout, far_cut, snr_cut)
-    total = _total(path, attrs, total_generated, len(found))
+    total = _total(path, attrs, stated.total_generated, len(found))
     draw = _subset(draw, found)
-    if len(draw.log_p_draw) < min_found:
+    if not found.any():
         raise InputError(
-            f"{path}: {len(draw.log_p_draw)} of {len(found)} injections are found with far_cut = "
-            f"{far_cut} and snr_cut = {snr_cut}; fewer than min_found = {min_found}."
+            f"{path}: none of {len(found)} injections is found with far_cut = {far_cut} and "
+            f"snr_cut = {snr_cut}; raise the first or lower the second."
         )
     wanted = tuple(parameters) if parameters is not None else draw.coordinates
     for name in wanted:
@@ -143,7 +163,7 @@ def read_injections(
             f"finite as one in {list(wanted)}."
         )
     theta = {name: to_support(name, draw.columns[name]) for name in wanted}
-    scale = scale if scale is not None else _scale(attrs)
+    scale = stated.scale if stated.scale is not None else _scale(attrs)
     return Injections(theta, value, total, scale, attrs, path, file_hash(path))
 
 
@@ -208,14 +228,8 @@ def _lvk_densities(raw: Table) -> tuple[np.ndarray, tuple[str, ...]] | None:
     return None
 
 
-def _draw(
-    path: Path,
-    raw: Table,
-    layout: str,
-    p_draw: str | None,
-    coordinates: Iterable[str] | None,
-    cosmology: Any,
-) -> _Draw:
+def _draw(path: Path, raw: Table, layout: str, stated: Stated, cosmology: Any) -> _Draw:
+    p_draw = stated.p_draw
     columns = Columns(raw, cosmology, where=str(path))
     known = _lvk_densities(raw) if layout == "lvk" and p_draw is None else None
     if known is not None:
@@ -240,7 +254,7 @@ def _draw(
             )
         value = raw[name] if is_log else np.log(raw[name])
         own = tuple(n for n in raw if blocks_of([n]) <= {"masses", "distance", "spins"})
-    own = tuple(coordinates) if coordinates is not None else own
+    own = tuple(stated.coordinates) if stated.coordinates is not None else own
     if bad := int(np.sum(~np.isfinite(value))):
         raise InputError(
             f"{path}: the density of {bad} of {len(value)} injections is zero, negative or not "

@@ -377,7 +377,7 @@ def broken_power_law_two_peaks(h: Hyperparameters, suffix: str = "") -> Density:
 
     Hyperparameters `alpha1`, `alpha2`, `mbreak`, `lambda_0`, `lambda_1`, `loc1`, `scale1`, `loc2`,
     `scale2`, `m1min`, `delta_m1`, `mmax`, `beta`, `m2min`, `delta_m2` (GWTC-4.0 populations,
-    arXiv:2508.18083, appendix B.3). Where $\lambda_0 + \lambda_1 > 1$ there is no such density, and
+    arXiv:2508.18083). Where $\lambda_0 + \lambda_1 > 1$ there is no such density, and
     this one is zero everywhere.
     """
     names = "alpha1 alpha2 mbreak lambda_0 lambda_1 loc1 scale1 loc2 scale2"

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from ..errors import InputError, did_you_mean
@@ -420,11 +419,6 @@ class Analysis:
 
 def _others(parameters: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(n for n in parameters if n not in MASS_NAMES | DISTANCE_NAMES)
-
-
-def generator(key: Any) -> np.random.Generator:
-    """Return a NumPy generator seeded by a JAX key: 64-bit draws whatever JAX's precision is."""
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
 
 
 def other_range(prior: BoundedPrior, name: str) -> tuple[float, float]:

@@ -24,8 +24,9 @@ Masses are in solar masses and source-frame where their name says so, volumes in
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,12 +35,15 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from ..blocks import in_blocks
 from ..density import Density, Joint
 from ..distributions import PowerLaw
 from ..errors import InputError
+from ..keys import generator
 from .banana import BananaErrors
-from .coordinates import Columns, Theta, chirp_mass
-from .measurement import BoundedPrior, MeasurementModel, generator, other_range
+from .coordinates import Columns, Theta, chirp_mass, is_binary
+from .injections import Injections
+from .measurement import BoundedPrior, MeasurementModel, other_range
 
 # Densities are sampled, and functions of the user's called, in blocks of this many points, so that
 # traced functions are compiled for one shape.
@@ -124,37 +128,30 @@ def _find(key: Any, density: Density, detection: Any, size: int, *, observed: bo
     sample_key, find_key = jax.random.split(key)
     theta = density.sample(sample_key, (_BLOCK,))
     rng = generator(find_key)
+    table = {name: _numbers(column) for name, column in theta.items()}
+    columns = Columns(table)
+    masses = ("mass_1_source", "mass_2_source", "mass_ratio")
+    real = is_binary({name: columns[name] for name in masses if name in columns})
     if observed:
         snr = _numbers(detection.snr(theta)) + rng.normal(size=_BLOCK)
         found = snr > detection.threshold
     else:
         p = _numbers(detection(theta))
-        wrong = ~((p >= 0.0) & (p <= 1.0 + 1e-6))
+        _require_probabilities(p, real, table)
         snr = np.full(_BLOCK, math.nan)
         found = rng.uniform(size=_BLOCK) < p
-    table = {name: _numbers(column) for name, column in theta.items()}
-    real = _is_binary(table)
-    if not observed and np.any(wrong & real):
-        i = int(np.flatnonzero(wrong & real)[0])
-        raise InputError(
-            f"the detection probability is {p[i]:.6g} at "
-            f"{ {name: float(x[i]) for name, x in table.items()} }; it must lie in [0, 1]. For a "
-            "SensitiveVolume, 'largest' must be the largest volume of any merger."
-        )
     keep = found & real & (np.arange(_BLOCK) < size)
     return _Found({name: x[keep] for name, x in table.items()}, snr[keep], size)
 
 
-def _is_binary(theta: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Whether the masses are ordered and positive: elsewhere a density may have weight, but no
-    merger is there."""
-    columns = Columns(theta)
-    q = columns["mass_ratio"] if "mass_ratio" in columns else np.ones(1)
-    first = next((n for n in ("mass_1_source", "mass_1", "chirp_mass_source") if n in theta), None)
-    mass = theta[first] if first else np.ones(1)
-    return np.broadcast_to(
-        (q > 0.0) & (q <= 1.0) & (mass > 0.0), np.shape(next(iter(theta.values())))
-    )
+def _require_probabilities(p: np.ndarray, real: Any, theta: Mapping[str, np.ndarray]) -> None:
+    wrong = np.flatnonzero(~((p >= 0.0) & (p <= 1.0 + 1e-6)) & real)
+    if wrong.size:
+        at = {name: float(x[wrong[0]]) for name, x in theta.items()}
+        raise InputError(
+            f"the detection probability is {p[wrong[0]]:.6g} at {at}; it must lie in [0, 1]. For a "
+            "SensitiveVolume, 'largest' must be the largest volume of any merger."
+        )
 
 
 # ---- the catalogue ------------------------------------------------------------------------------
@@ -333,7 +330,8 @@ def _find_all(
     """The found among `total` mergers, or the first `num_events` found ones."""
     blocks: list[_Found] = []
     have = seen = 0
-    for block_key in _keys(key):
+    for number in itertools.count():
+        block_key = jax.random.fold_in(key, number)
         left = _BLOCK if total is None else min(_BLOCK, total - seen)
         blocks.append(_find(block_key, density, detection, left, observed=observed))
         seen += blocks[-1].total
@@ -350,36 +348,15 @@ def _find_all(
     return _Found(theta, np.concatenate([b.snr for b in blocks])[:num_events], seen)
 
 
-def _keys(key: Any) -> Iterator[Any]:
-    i = 0
-    while True:
-        yield jax.random.fold_in(key, i)
-        i += 1
-
-
 # ---- found injections ---------------------------------------------------------------------------
-
-
-class FoundInjections(NamedTuple):
-    r"""Found injections, for $\mu = T\,V \frac{1}{N} \sum_\mathrm{found} \rho/p_\mathrm{draw}$.
-
-    Attributes:
-        columns: parameter name -> array.
-        log_p_draw: log density that they were drawn with, in these parameters.
-        total: N, how many were drawn, found or not.
-        volume: V in Gpc³, the largest volume of a `SensitiveVolume`, otherwise 1.
-    """
-
-    columns: dict[str, np.ndarray]
-    log_p_draw: np.ndarray
-    total: int
-    volume: float = 1.0
 
 
 def draw_found_injections(
     key: Any, proposal: Density, detection: Detection, num_total: int
-) -> FoundInjections:
-    """Draw `num_total` injections from a normalised density and keep those that are found.
+) -> Injections:
+    r"""Draw `num_total` injections from a normalised density and keep those that are found.
+
+    Their scale is that of one year: the largest volume of a `SensitiveVolume`, otherwise 1.
 
     Args:
         key: a JAX key.
@@ -393,16 +370,13 @@ def draw_found_injections(
     """
     _check_counts(num_total=num_total)
     found = _find_all(key, proposal, detection, int(num_total), None, observed=False)
-    count = len(found.snr)
-    # Padded with copies of the first, the log density is compiled for one shape.
-    padded = {n: np.resize(x, -(-max(count, 1) // _BLOCK) * _BLOCK) for n, x in found.theta.items()}
-    log_p = [
-        _numbers(proposal.log_prob({n: jnp.asarray(x[i : i + _BLOCK]) for n, x in padded.items()}))
-        for i in range(0, count, _BLOCK)
-    ]
-    log_p_draw = np.concatenate([*log_p, np.zeros(0)])[:count]
+    log_p_draw = in_blocks(
+        lambda block: proposal.log_prob({n: jnp.asarray(x) for n, x in block.items()}),
+        found.theta,
+        _BLOCK,
+    )
     volume = float(getattr(detection, "largest", 1.0))
-    return FoundInjections(found.theta, log_p_draw, int(num_total), volume)
+    return Injections(found.theta, log_p_draw, float(num_total), volume)
 
 
 def broad_proposal(

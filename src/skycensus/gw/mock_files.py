@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
-from .mock import Catalogue, FoundInjections, MockEvent
+from ..folders import new_folder
+from .injections import Injections
+from .mock import Catalogue, MockEvent
 
-_RECORD = "catalogue.json"
+MARK = "catalogue.json"
+"""The file by which the folder of a catalogue is known."""
 
 
 def write_catalogue(
     catalogue: Catalogue,
     folder: str | Path,
     *,
-    injections: FoundInjections | None = None,
+    injections: Injections | None = None,
     prior: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -38,7 +37,7 @@ def write_catalogue(
 
     Args:
         catalogue: what `simulate_catalogue` returned.
-        folder: must not exist, unless `overwrite` and it holds such a catalogue or nothing.
+        folder: must not exist or be empty, unless `overwrite` and it holds such a catalogue.
         injections: what `draw_found_injections` returned for the same detection.
         prior: hyperparameter name -> a distribution by name, as the prior's file has it.
         overwrite: replace an earlier catalogue.
@@ -46,46 +45,18 @@ def write_catalogue(
     Raises:
         InputError: a folder that exists, or that cannot be written.
     """
-    target = Path(folder)
-    _check_target(target, overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that putting it in place is a mere change of name.
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise InputError(f"cannot write to {target.parent}: {error.strerror}.") from error
-    try:
-        _write_parts(work / "new", catalogue, injections, prior)
-        if target.exists():
-            target.rename(work / "old")
-        (work / "new").rename(target)
-    except OSError as error:
-        if (work / "old").exists() and not target.exists():
-            (work / "old").rename(target)
-        raise InputError(f"cannot write the catalogue {target}: {error}.") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return target
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    if not os.path.lexists(target):
-        return
-    if not overwrite:
-        raise InputError(f"{target} exists; give another folder, or overwrite=True to replace it.")
-    if target.is_symlink() or not target.is_dir():
-        raise InputError(f"{target} is no folder; give another one.")
-    if any(target.iterdir()) and not (target / _RECORD).is_file():
-        raise InputError(f"{target} holds something other than a mock catalogue; give another one.")
+    with new_folder(folder, MARK, overwrite=overwrite) as fresh:
+        _write_parts(fresh, catalogue, injections, prior)
+    return Path(folder)
 
 
 def _write_parts(
     folder: Path,
     catalogue: Catalogue,
-    injections: FoundInjections | None,
+    injections: Injections | None,
     prior: Mapping[str, Any] | None,
 ) -> None:
-    (folder / "posteriors").mkdir(parents=True)
+    (folder / "posteriors").mkdir()
     for event in catalogue.events:
         _write_draws(folder / "posteriors" / f"{event.name}.dat", event)
     counts = {
@@ -96,7 +67,7 @@ def _write_parts(
     }
     events = {e.name: {"true": e.truth, "data": e.data} for e in catalogue.events}
     _write_json(folder / "truth.json", {"truth": catalogue.truth, **counts, "events": events})
-    _write_json(folder / _RECORD, catalogue.record)
+    _write_json(folder / MARK, catalogue.record)
     if injections is not None:
         path = folder / "injections_found.hdf5"
         write_injections(path, injections, exposure=catalogue.exposure)
@@ -115,7 +86,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def write_injections(path: str | Path, injections: FoundInjections, *, exposure: float) -> None:
+def write_injections(path: str | Path, injections: Injections, *, exposure: float) -> None:
     r"""Write found injections as HDF5: one dataset per parameter, and `p_draw`.
 
     The attributes `total_generated` (N), `T_obs_yr` (T) and `VTmax_Gpc3` (V) give
@@ -124,19 +95,19 @@ def write_injections(path: str | Path, injections: FoundInjections, *, exposure:
 
     Args:
         path: the file, which is replaced where it exists.
-        injections: what `draw_found_injections` returned.
+        injections: what `draw_found_injections` returned, whose scale is V.
         exposure: T in yr.
     """
     import h5py
 
-    names = ",".join(injections.columns)
+    names = ",".join(injections.theta)
     with h5py.File(path, "w") as file:
-        for name, column in injections.columns.items():
+        for name, column in injections.theta.items():
             file[name] = column
         file["p_draw"] = np.exp(injections.log_p_draw)
-        file.attrs["total_generated"] = injections.total
+        file.attrs["total_generated"] = round(injections.total_generated)
         file.attrs["T_obs_yr"] = float(exposure)
-        file.attrs["VTmax_Gpc3"] = injections.volume
+        file.attrs["VTmax_Gpc3"] = injections.scale
         file.attrs["note"] = (
             f"mu(L)=T_obs_yr*VTmax_Gpc3/total_generated*sum_found rho({names}|L)/p_draw({names})"
         )

@@ -12,7 +12,7 @@ a natural logarithm (of VT in Gpc³, or of the detection probability).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ import optax
 from jax import Array
 
 from ..errors import InputError
+from .coordinates import Theta, is_binary
 
 
 class Network(eqx.Module):
@@ -68,6 +69,22 @@ class Network(eqx.Module):
             return value
         zero = value <= 0.0
         return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1.0, value)))
+
+
+def log_selection(network: Network, *, probability: bool) -> Callable[[Theta], Array]:
+    r"""Return $\ln V(\theta)$ or $\ln p_\mathrm{det}(\theta)$ of a network, for binaries.
+
+    $-\infty$ at $m_2 > m_1$, where densities may have weight and no network was trained. A
+    probability may overshoot one by the network's error and is cut there.
+    """
+
+    def value(theta: Theta) -> Array:
+        log_value = network.log_value(theta)
+        if probability:
+            log_value = jnp.minimum(log_value, 0.0)
+        return jnp.where(is_binary(theta), log_value, -jnp.inf)
+
+    return value
 
 
 def read_network(path: str | Path, *, is_log: bool | None = None) -> Network:
@@ -182,6 +199,27 @@ def write_network(network: Network, path: str | Path) -> None:
         raise InputError(f"network {path}: cannot be written ({error}).") from error
 
 
+class Settings(NamedTuple):
+    """How `train_network` goes about it.
+
+    Attributes:
+        width, depth: of the hidden layers.
+        learning_rate: the largest step of Adam, which falls along a cosine to zero over
+            `max_epochs`.
+        batch_size, max_epochs: of the optimisation.
+        patience: epochs without a smaller error on the validation draws that end it early.
+        validation_fraction: of the draws, kept back to choose the best state.
+    """
+
+    width: int = 64
+    depth: int = 3
+    learning_rate: float = 3e-3
+    batch_size: int = 512
+    max_epochs: int = 300
+    patience: int = 40
+    validation_fraction: float = 0.1
+
+
 class Training(NamedTuple):
     """What `train_network` returns.
 
@@ -201,20 +239,13 @@ def train_network(
     target: Any,
     *,
     is_log: bool,
-    width: int = 64,
-    depth: int = 3,
-    learning_rate: float = 3e-3,
-    batch_size: int = 512,
-    max_epochs: int = 300,
-    patience: int = 40,
-    validation_fraction: float = 0.1,
+    settings: Settings | None = None,
 ) -> Training:
     """Fit a network to values of a function of theta by least squares.
 
     Inputs and target are standardised, and the standardisation is folded into the first and the
-    last layer, so that the network is a plain one. The step size falls along a cosine to zero
-    over `max_epochs`; training ends early after `patience` epochs without a smaller error on the
-    validation draws, and the best state is returned, not the last.
+    last layer, so that the network is a plain one. The state with the smallest error on the
+    validation draws is returned, not the last.
 
     Args:
         key: a PRNG key.
@@ -222,51 +253,32 @@ def train_network(
         target: shape (n,): what the network shall give, for instance ln VT, detection
             probabilities, or for injections one where found and zero where not.
         is_log: whether the target is a natural logarithm.
-        width, depth: of the hidden layers.
-        learning_rate: the largest step of Adam.
-        batch_size, max_epochs, patience: of the optimisation.
-        validation_fraction: of the draws, kept back to choose the best state.
+        settings: of network and optimisation.
     """
+    settings = settings or Settings()
     names = tuple(theta)
     x, y = _table(names, theta, target)
     key_split, key_init, key_train = jax.random.split(key, 3)
     order = np.asarray(jax.random.permutation(key_split, len(y)))
-    num_held = round(validation_fraction * len(y))
+    num_held = round(settings.validation_fraction * len(y))
     if not 0 < num_held < len(y):
         raise InputError(
-            f"validation_fraction={validation_fraction} of {len(y)} draws leaves {num_held} to "
-            "validate; give a fraction in (0, 1) and more draws."
+            f"validation_fraction={settings.validation_fraction} of {len(y)} draws leaves "
+            f"{num_held} to validate; give a fraction in (0, 1) and more draws."
         )
     held, fitted = order[:num_held], order[num_held:]
     centre, scale = x[fitted].mean(0), _spread(x[fitted])
     y_centre, y_scale = y[fitted].mean(), _spread(y[fitted])
     inputs, outputs = (x - centre) / scale, (y - y_centre) / y_scale
-
-    mlp = eqx.nn.MLP(len(names), "scalar", width, depth, key=key_init)
-    batch = min(batch_size, len(fitted))
-    steps = len(fitted) // batch
-    optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, steps * max_epochs))
-    epoch = _epoch(optimiser, jnp.asarray(inputs[fitted]), jnp.asarray(outputs[fitted]), batch)
-    validate = eqx.filter_jit(lambda model, x, y: jnp.sqrt(jnp.mean((jax.vmap(model)(x) - y) ** 2)))
-    held_out = jnp.asarray(inputs[held]), jnp.asarray(outputs[held])
-
-    state = optimiser.init(eqx.filter(mlp, eqx.is_inexact_array))
-    best, best_rms, since, history = mlp, np.inf, 0, []
-    for key_epoch in jax.random.split(key_train, max_epochs):
-        mlp, state = epoch(mlp, state, key_epoch)
-        rms = float(validate(mlp, *held_out))
-        history.append(rms)
-        since += 1
-        if rms < best_rms:
-            best, best_rms, since = mlp, rms, 0
-        if since >= patience:
-            break
-    if not np.isfinite(best_rms):
-        raise InputError(
-            f"training diverged: no finite error in {len(history)} epochs; lower learning_rate "
-            f"(now {learning_rate})."
-        )
-    network = _fold(best, names, is_log, centre, scale, y_centre, y_scale)
+    mlp = eqx.nn.MLP(len(names), "scalar", settings.width, settings.depth, key=key_init)
+    best, history = _optimise(
+        key_train,
+        mlp,
+        (jnp.asarray(inputs[fitted]), jnp.asarray(outputs[fitted])),
+        (jnp.asarray(inputs[held]), jnp.asarray(outputs[held])),
+        settings,
+    )
+    network = _fold(best, names, is_log, (centre, scale), (y_centre, y_scale))
     errors = np.asarray(network({n: c[held] for n, c in zip(names, x.T, strict=True)})) - y[held]
     return Training(
         network,
@@ -274,6 +286,39 @@ def train_network(
         float(np.max(np.abs(errors))),
         y_scale * np.array(history),
     )
+
+
+def _optimise(
+    key: Array,
+    mlp: Any,
+    fitted: tuple[Array, Array],
+    held: tuple[Array, Array],
+    settings: Settings,
+) -> tuple[Any, list[float]]:
+    """The state with the smallest error on the inputs and outputs held back, and all errors."""
+    batch = min(settings.batch_size, len(fitted[1]))
+    steps = len(fitted[1]) // batch * settings.max_epochs
+    optimiser = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, steps))
+    epoch = _epoch(optimiser, *fitted, batch)
+    validate = eqx.filter_jit(lambda model, x, y: jnp.sqrt(jnp.mean((jax.vmap(model)(x) - y) ** 2)))
+    state = optimiser.init(eqx.filter(mlp, eqx.is_inexact_array))
+    best, best_rms, since = mlp, np.inf, 0
+    history: list[float] = []
+    for key_epoch in jax.random.split(key, settings.max_epochs):
+        mlp, state = epoch(mlp, state, key_epoch)
+        rms = float(validate(mlp, *held))
+        history.append(rms)
+        since += 1
+        if rms < best_rms:
+            best, best_rms, since = mlp, rms, 0
+        if since >= settings.patience:
+            break
+    if not np.isfinite(best_rms):
+        raise InputError(
+            f"training diverged: no finite error in {len(history)} epochs; lower learning_rate "
+            f"(now {settings.learning_rate})."
+        )
+    return best, history
 
 
 def _table(
@@ -333,12 +378,14 @@ def _fold(
     mlp: Any,
     names: tuple[str, ...],
     is_log: bool,
-    centre: np.ndarray,
-    scale: np.ndarray,
-    y_centre: Any,
-    y_scale: Any,
+    inputs: tuple[np.ndarray, np.ndarray],
+    output: tuple[Any, Any],
 ) -> Network:
-    """Return the network of raw inputs and outputs that equals the one of standardised ones."""
+    """Return the network of raw inputs and outputs that equals the one of standardised ones.
+
+    `inputs` and `output` hold their centre and scale.
+    """
+    (centre, scale), (y_centre, y_scale) = inputs, output
     weights = [np.asarray(layer.weight, float) for layer in mlp.layers]
     biases = [np.atleast_1d(np.asarray(layer.bias, float)) for layer in mlp.layers]
     weights[0] = weights[0] / scale

@@ -196,9 +196,9 @@ class EpsilonSkewNormal(dist.Distribution):
       (1+\epsilon)\,\mathcal N_{[-1,1]}(x \mid \mu, \sigma(1+\epsilon)) & x \le \mu \\
       (1-\epsilon)\,\mathcal N_{[-1,1]}(x \mid \mu, \sigma(1-\epsilon)) & x > \mu \end{cases}$$
 
-    with each $\mathcal N_{[-1,1]}$ normalised on $[-1, 1]$ (GWTC-4.0 populations, arXiv:2508.18083,
-    equation B37). As each is normalised by itself, $p$ is continuous at $\mu$ only so far as the
-    truncation is negligible.
+    with each $\mathcal N_{[-1,1]}$ normalised on $[-1, 1]$ (GWTC-4.0 populations,
+    arXiv:2508.18083). As each is normalised by itself, $p$ is continuous at $\mu$ only so far as
+    the truncation is negligible.
 
     Args:
         loc, scale: $\mu$ and $\sigma > 0$.

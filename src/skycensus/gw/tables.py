@@ -50,7 +50,10 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 
 # Waveform groups that are published as the preferred one, in order.
-PREFERRED_GROUPS = ("C01:Mixed", "C00:Mixed", "PublicationSamples", "Overall", "Overview")
+PREFERRED_GROUPS = (
+    *("C01:Mixed", "C00:Mixed", "C00:Mixed+XO4a"),
+    *("PublicationSamples", "Overall", "Overview"),
+)
 
 Table = dict[str, np.ndarray]
 

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..cli import count, guarded, progress_reporter, start_jax
 from ..errors import InputError
 from .files import SamplerSettings, make_sampler, read_json, read_pmean, read_sampler
 from .model import EXTRAS, Population, make_population, resolve
@@ -54,8 +55,6 @@ def _main(
     run: Callable[[Any, str], int],
     arguments: Sequence[str] | None,
 ) -> int:
-    from ..cli import guarded
-
     options = parser.parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     command = " ".join([parser.prog, *map(shlex.quote, words)])
@@ -88,9 +87,9 @@ def analysis_parser(prog: str, sampler: str) -> argparse.ArgumentParser:
     add("--sampler-cfg", "--sampler-config", required=True, metavar="JSON", help="sampler")
     add("--variance-cut-threshold", type=float, metavar="V",
         help="variance of the log likelihood above which points are penalised")  # fmt: skip
-    add("--min-draws", type=_count, default=10, metavar="N",
+    add("--min-draws", type=count, default=10, metavar="N",
         help="fewer usable draws than this in an event are an error (10)")  # fmt: skip
-    add("--max-draws", type=_count, metavar="N", help="keep at most so many draws of an event")
+    add("--max-draws", type=count, metavar="N", help="keep at most so many draws of an event")
     add("--drop-invalid", action="store_true",
         help="leave out draws that are not finite or unphysical, rather than stop")  # fmt: skip
     add("--injection-spins", metavar="NAME",
@@ -117,8 +116,8 @@ def genie_parser() -> argparse.ArgumentParser:
     add("--model-json", "--model-params", required=True, metavar="JSON", help="hyperparameters")
     add("--err-json", required=True, metavar="JSON", help="scale_Mc, scale_eta, ...")
     add("--pmean-cfg", "--pmean-json", default="pmean.json", metavar="JSON", help="selection")
-    add("--error-size", type=_count, default=2000, metavar="N", help="draws per event (2000)")
-    add("--num-realizations", type=_count, default=5, metavar="N", help="catalogues (5)")
+    add("--error-size", type=count, default=2000, metavar="N", help="draws per event (2000)")
+    add("--num-realizations", type=count, default=5, metavar="N", help="catalogues (5)")
     _common_options(parser, "./data")
     return parser
 
@@ -144,23 +143,16 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
-
-
 # ---- inference -----------------------------------------------------------------------------------
 
 
 def _infer(kind: str, options: Any, command: str) -> int:
-    from ..cli import progress_reporter, start_jax
-    from ..output import check_folder, report, run_analysis
+    from ..folders import check_folder
+    from ..output import MARK, report, run_analysis
 
     settings = read_sampler(options.sampler_cfg, kind)
     start_jax({"sampler": settings.fields})
-    check_folder(options.out, overwrite=options.overwrite)
+    check_folder(options.out, MARK, overwrite=options.overwrite)
     for note in settings.notes:
         _note(note)
     inference = build(kind, settings, options, command)

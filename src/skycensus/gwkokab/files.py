@@ -64,21 +64,21 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 _TUNED = ("step_size", "find_heuristic_step_size")
 _SHOWN = ("progress_bar", "progress_rate", "jit_model_args")
 _FLOW = {
-    **{
-        f"n_{name}": f"num_{name}"
-        for name in (
-            *("chains", "training_loops", "production_loops", "local_steps", "global_steps"),
-            *("leapfrog", "epochs"),
-        )
-    },
-    **{
-        name: name
-        for name in (
-            *("batch_size", "chain_batch_size", "history_window", "learning_rate"),
-            *("local_thinning", "global_thinning"),
-        )
-    },
-    **{f"rq_spline_n_{name}": f"num_{name}" for name in ("bins", "layers")},
+    "n_chains": "num_chains",
+    "n_training_loops": "num_training_loops",
+    "n_production_loops": "num_production_loops",
+    "n_local_steps": "num_local_steps",
+    "n_global_steps": "num_global_steps",
+    "n_leapfrog": "num_leapfrog",
+    "n_epochs": "num_epochs",
+    "batch_size": "batch_size",
+    "chain_batch_size": "chain_batch_size",
+    "history_window": "history_window",
+    "learning_rate": "learning_rate",
+    "local_thinning": "local_thinning",
+    "global_thinning": "global_thinning",
+    "rq_spline_n_bins": "num_bins",
+    "rq_spline_n_layers": "num_layers",
     "rq_spline_hidden_units": "hidden_units",
     "rq_spline_range": "spline_range",
     "local_sampler_name": "local_sampler",
@@ -108,15 +108,17 @@ def read_sampler(path: str | Path, kind: str) -> SamplerSettings:
     """
     settings = read_json(path, "sampler")
     name = settings.pop("sampler_name", None)
-    looks = "flow_mcmc" if {"bundle_config", "data_dump"} & set(settings) else kind
-    looks = {"numpyro": "nuts", "flowMC": "flow_mcmc"}.get(name, looks) if name else looks
-    if {"kernel", "mcmc"} & set(settings) and not name:
-        looks = "nuts"
-    if name not in (None, "numpyro", "flowMC"):
+    kinds = {"numpyro": "nuts", "flowMC": "flow_mcmc"}
+    if name not in (None, *kinds):
         raise InputError(
             f"sampler file '{path}': sampler_name = {name!r} is not known; it is 'numpyro' or "
             "'flowMC'."
         )
+    looks = kinds.get(name, kind)
+    if name is None and {"kernel", "mcmc"} & set(settings):
+        looks = "nuts"
+    elif name is None and {"bundle_config", "data_dump"} & set(settings):
+        looks = "flow_mcmc"
     if looks != kind:
         right = "n_sage_n_pls_m_gs" if looks == "nuts" else "f_sage_n_pls_m_gs"
         raise InputError(f"sampler file '{path}' is one for {right}; use that command.")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..cli import start_jax
 from ..errors import InputError
 from .files import check_keys, positive, read_json, read_pmean
 from .model import MASSES, KokabModel, Population, make_population, resolve
@@ -16,14 +17,12 @@ from .selection import custom_estimator, network_function
 
 def simulate(options: Any, command: str) -> int:
     """Make the catalogues that the options ask for; returns the exit code."""
-    from ..cli import start_jax
-
     start_jax({})
     import jax
 
+    from ..folders import new_folder
     from ..gw.mock import simulate_catalogue
     from ..gw.mock_files import write_catalogue
-    from ..output import new_folder
 
     model = read_json(options.model_json, "model")
     n_pl, n_g = model.pop("N_pl", options.n_pl), model.pop("N_g", options.n_g)
@@ -40,7 +39,7 @@ def simulate(options: Any, command: str) -> int:
     key = jax.random.key(options.seed)
     pmean = read_pmean(options.pmean_cfg)
     errors = MockErrors(read_json(options.err_json, "error"), population.parameters)
-    with new_folder(options.out, overwrite=options.overwrite, mark="command.txt") as folder:
+    with new_folder(options.out, "command.txt", overwrite=options.overwrite) as folder:
         (folder / "command.txt").write_text(command + "\n", encoding="utf-8")
         for i in range(options.num_realizations):
             catalogue_key, size_key, raw_key = jax.random.split(jax.random.fold_in(key, i), 3)
@@ -75,6 +74,7 @@ def _detection(pmean: Mapping[str, Any], population: Population, density: Any, k
     import jax.numpy as jnp
     import numpy as np
 
+    from ..gw.coordinates import is_binary
     from ..gw.mock import SensitiveVolume
 
     kind = pmean["estimator_type"]
@@ -106,8 +106,7 @@ def _detection(pmean: Mapping[str, Any], population: Population, density: Any, k
     if kind == "neural_pdet":
         return _Found(value, exposure, None)
     theta = density.sample(draw_key, (2**15,))
-    ordered = (theta[MASSES[1]] <= theta[MASSES[0]]) & (theta[MASSES[1]] > 0.0)
-    largest = float(np.max(np.where(ordered, value(theta), 0.0)))
+    largest = float(np.max(np.where(is_binary(theta), value(theta), 0.0)))
     if not 0.0 < largest < math.inf:
         raise InputError(f"the largest sensitive volume of the population is {largest} Gpc³.")
     # Twice what so many draws have seen leaves room for those that they have not.
@@ -134,7 +133,7 @@ class MockErrors:
         missing = [k for k in (*known[:2], *(f"{n}_scale" for n in others)) if k not in errors]
         if missing:
             raise InputError(f"error file: {', '.join(missing)} missing.")
-        for name in missing or [k for k in errors if "scale" in k]:
+        for name in (k for k in errors if "scale" in k):
             positive(errors, name, 1.0, "error file")
         self.errors, self.parameters, self.others = errors, parameters, others
         self.banana = BananaErrors(errors["scale_Mc"], errors["scale_eta"])

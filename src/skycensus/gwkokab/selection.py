@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ..errors import InputError
-from .model import MASSES, KokabModel, Population
+from .model import KokabModel, Population
 
 # Draws that stand for a detection function, at least: GWKokab's usual thousand or two per
 # component, new for every hyperparameter, would leave more noise in these, which are the same.
@@ -55,9 +55,7 @@ def network_function(
     pmean: Mapping[str, Any], population: Population
 ) -> Callable[[Mapping[str, Any]], Any]:
     """The network's log VT or log detection probability, as a function of theta."""
-    import jax.numpy as jnp
-
-    from ..gw.neural import read_network
+    from ..gw.neural import log_selection, read_network
 
     network = read_network(pmean["filename"])
     if missing := [n for n in network.names if n not in population.parameters]:
@@ -73,14 +71,7 @@ def network_function(
             "already; leave out --add-...-redshift, or use a neural_pdet network."
         )
 
-    def log_p_det(theta: Mapping[str, Any]) -> Any:
-        first, second = (theta[name] for name in MASSES)
-        value = network.log_value(theta)
-        # Gaussians may have weight at m2 > m1: no binary is there, nor was the network trained.
-        value = jnp.where((second <= first) & (second > 0.0), value, -jnp.inf)
-        return value if volume else jnp.minimum(value, 0.0)
-
-    return log_p_det
+    return log_selection(network, probability=not volume)
 
 
 def _from_injections(
@@ -88,7 +79,6 @@ def _from_injections(
 ) -> Selection:
     from ..gw.injections import read_injections
     from ..gw.tables import open_hdf5
-    from ..likelihood import Samples
 
     path = pmean["filename"]
     lvk = False
@@ -102,13 +92,7 @@ def _from_injections(
         raise InputError(
             f"{path}: the observing time is not in the file; add the attribute T_obs_yr (years)."
         )
-    form = Samples(
-        [found.theta],
-        [found.log_p_draw],
-        names=("selection",),
-        num_drawn=[round(found.total_generated)],
-    )
-    return Selection(form, math.log(found.scale), inputs)
+    return Selection(found.form(), math.log(found.scale), inputs)
 
 
 def custom_estimator(

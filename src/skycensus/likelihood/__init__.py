@@ -8,9 +8,14 @@ $$\ln m_i = \ln \int p(d_i \mid \theta)\, p(\theta)\, d\theta .$$
 |-----------|-------------------------------------------------------------------|
 | `Samples` | draws of theta, and the log density that they were drawn from     |
 | `Grid`    | a table of log p(d | theta) on nodes with quadrature weights      |
+| `Quadrature` | a formula, integrated per object with adaptive Gauss–Hermite nodes |
+| `Gaussian` | a design matrix and Gaussian noise: closed form                  |
+| `LinearGrid` | closed form in some parameters on a grid of the others         |
 
-A new form is one class with one method, `log_marginal(density) -> LogMarginal`. A detection
-probability is the same integral, so a selection function is a form with a single object.
+A new form is one class with `log_marginal(density) -> LogMarginal` and, to know the objects after
+the fit, `draw(density, key)`. A detection probability is the same integral, so a selection function
+is a form with a single object. Mixtures are integrated leaf by leaf where that is better
+(`leaves`).
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jax import Array
 
-__all__ = ["Grid", "Likelihood", "LogMarginal", "Samples"]
+__all__ = ["Gaussian", "Grid", "Likelihood", "LinearGrid", "LogMarginal", "Quadrature", "Samples"]
 
 
 class LogMarginal(NamedTuple):
@@ -41,7 +46,17 @@ class Likelihood(Protocol):
         """Integrate `density` (a `skycensus.density.Density`) against every object's likelihood."""
         ...
 
+    def draw(self, density: Any, key: Any) -> dict[str, Array]:
+        r"""One draw of every object's theta from $p(\theta_i|d_i)$ given the population `density`.
+
+        Name -> (num_objects,); the parameters are those of `density`.
+        """
+        ...
+
 
 # The protocol above comes first: the forms import it.
+from .gaussian import Gaussian  # noqa: E402
 from .grid import Grid  # noqa: E402
+from .linear_grid import LinearGrid  # noqa: E402
+from .quadrature import Quadrature  # noqa: E402
 from .samples import Samples  # noqa: E402

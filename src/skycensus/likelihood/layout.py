@@ -174,5 +174,5 @@ def bandwidths(x: np.ndarray, owner: np.ndarray, neighbours: int) -> np.ndarray:
 
 
 def as_columns(draws: Sequence[Mapping[str, np.ndarray]], name: str) -> list[np.ndarray]:
-    """One parameter of every object, as one-dimensional arrays."""
-    return [np.asarray(d[name], float).reshape(-1) for d in draws]
+    """One parameter of every object, as one-dimensional arrays; none is copied."""
+    return [np.asarray(d[name]).reshape(-1) for d in draws]

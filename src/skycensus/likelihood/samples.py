@@ -15,6 +15,7 @@ from jax import Array
 from ..density import Density, Kernels, Population, log_terms
 from ..errors import InputError, did_you_mean
 from . import LogMarginal
+from .estimator import add_up, log_sums, variance_of_log
 from .layout import Layout, as_columns, bandwidths, fill, padding, plan
 from .staging import Staged, stage
 
@@ -98,15 +99,14 @@ class Samples(eqx.Module):
         )
         self.parameters = _check(draws, log_ref, names)
         self.names = names
-        refs = [np.asarray(r, float).reshape(-1) for r in log_ref]
+        refs = [np.asarray(r).reshape(-1) for r in log_ref]
         counts = np.array([len(r) for r in refs])
         if num_drawn is not None:
             _check_num_drawn(num_drawn, counts, names)
         dtype = np.dtype(dtype or jnp.result_type(float))
         size = block_size or _BLOCK_SIZE.get(jax.default_backend(), _BLOCK_SIZE_ACCELERATOR)
-        columns = {p: as_columns(draws, p) for p in self.parameters}
         self.blocks = tuple(
-            _blocks(layout, columns, refs, counts, dtype) for layout in plan(counts, size)
+            _blocks(layout, self.parameters, draws, refs, dtype) for layout in plan(counts, size)
         )
         self.num_draws = jnp.asarray(counts, float)
         self.num_drawn = jnp.asarray(counts if num_drawn is None else num_drawn, float)
@@ -116,6 +116,30 @@ class Samples(eqx.Module):
         staged = stage(lambda _, data: log_terms(density, _theta(data)), (), self._example())
         combine = partial(_both_parts, staged)
         return _log_marginal(combine, staged.parameters(()), self)
+
+    def draw(self, density: Density, key: Any) -> dict[str, Array]:
+        r"""Choose one of every object's draws with the weights $p(\theta_{ij}) / e^{\ell_{ij}}$.
+
+        NaN for an object without a draw inside the population.
+        """
+
+        def best(rows: Rows) -> Any:
+            # The largest of log weight + Gumbel noise is a draw with these weights.
+            noise = jax.random.gumbel(jax.random.fold_in(key, rows.number), rows.log_ref.shape)
+            score = density.log_prob(rows.theta) - rows.log_ref + noise
+            at = jnp.argmax(score, axis=1)[:, None]
+            chosen = {n: jnp.take_along_axis(x, at, 1)[:, 0] for n, x in rows.theta.items()}
+            return jnp.take_along_axis(score, at, 1)[:, 0], chosen, rows.owner
+
+        score, chosen, owner = self.map_rows(best)
+        size = len(self.names)
+        owner = jnp.where(owner < 0, size, owner)
+        top = jax.ops.segment_max(score, owner, size + 1)
+        row = jnp.where(score == top[owner], jnp.arange(len(score)), len(score))
+        row = jax.ops.segment_min(row, owner, size + 1)[:size]
+        # Finite: of -inf nothing can be drawn, and NaN stays NaN.
+        some = jnp.isfinite(top[:size])
+        return {n: jnp.where(some, x[row], jnp.nan) for n, x in chosen.items()}
 
     def stage(self, population: Population, hyperparameters: Mapping[str, Any]) -> StagedSamples:
         """Prepare for many evaluations of `population`: do now what depends on the draws alone.
@@ -279,20 +303,21 @@ def _check_num_drawn(num_drawn: Sequence[int], counts: np.ndarray, names: tuple[
 
 def _blocks(
     layout: Layout,
-    columns: Mapping[str, list[np.ndarray]],
+    parameters: tuple[str, ...],
+    draws: Sequence[Mapping[str, Any]],
     refs: list[np.ndarray],
-    counts: np.ndarray,
     dtype: np.dtype,
 ) -> _Blocks:
-    data = {"theta": {p: jnp.asarray(fill(layout, c, dtype)) for p, c in columns.items()}}
+    # One column at a time goes straight into its blocks: the draws may fill most of the memory.
+    theta = {p: jnp.asarray(fill(layout, as_columns(draws, p), dtype)) for p in parameters}
     log_ref = fill(layout, refs, dtype)
-    log_ref[padding(layout, counts)] = np.inf  # no weight
+    log_ref[padding(layout, np.array([len(r) for r in refs]))] = np.inf  # no weight
     rows = layout.segment.shape[1]
     one_row_each = rows == layout.num_segments and bool(
         np.all(layout.segment == np.arange(rows)) or rows == 1
     )
     return _Blocks(
-        data=data,
+        data={"theta": theta},
         log_ref=jnp.asarray(log_ref),
         segment=jnp.asarray(layout.segment, jnp.int32),
         owner=jnp.asarray(layout.owner, jnp.int32),
@@ -332,47 +357,7 @@ def _cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
 
 
-# --- the Monte Carlo estimator ---------------------------------------------------------------
-
-
-def _safe_log(x: Array) -> Array:
-    empty = x == 0
-    return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, x)))
-
-
-def _shift(x: Array) -> Array:
-    """A constant to subtract before exponentials: the value, or zero where that is -inf."""
-    x = jax.lax.stop_gradient(x)
-    return jnp.where(x == -jnp.inf, 0.0, x)
-
-
-def log_sums(terms: Sequence[Array], log_ref: Array, *, squares: bool) -> tuple[Array, Array]:
-    r"""$\ln \sum_j w_j$ and $\ln \sum_j w_j^2$ over the last axis, $w = \sum_k e^{t_k - \ell}$.
-
-    The exponential is taken once for each leaf and draw, with one shift for all of them; the sums
-    are accumulated in JAX's default precision. The second is zero where `squares` is false.
-    """
-    top = terms[0]
-    for term in terms[1:]:
-        top = jnp.maximum(top, term)
-    shift = _shift(jnp.max(top - log_ref, axis=-1))
-    offset = log_ref + shift[..., None]
-    weight = jnp.exp(terms[0] - offset)
-    for term in terms[1:]:
-        weight = weight + jnp.exp(term - offset)
-    accumulate = jnp.result_type(float)
-    first = _safe_log(jnp.sum(weight, axis=-1, dtype=accumulate)) + shift
-    if not squares:
-        return first, jnp.zeros_like(first)
-    return first, _safe_log(jnp.sum(weight * weight, axis=-1, dtype=accumulate)) + 2 * shift
-
-
-def _add_up(values: Array, segment: Array, num_segments: int) -> Array:
-    """Log-sum-exp of `values` over equal `segment`; those of segment `num_segments` are dropped."""
-    total = num_segments + 1
-    shift = _shift(jax.ops.segment_max(values, segment, total))
-    sums = jax.ops.segment_sum(jnp.exp(values - shift[segment]), segment, total)
-    return (_safe_log(sums) + shift)[:num_segments]
+# --- sums over blocks -------------------------------------------------------------------------
 
 
 def _block_sums(
@@ -386,15 +371,8 @@ def _block_sums(
     if block.one_row_each:
         return first, second
     num_segments = block.owner.shape[-1]
-    first = _add_up(first, block.segment, num_segments)
-    return first, _add_up(second, block.segment, num_segments) if squares else first
-
-
-def _variance(first: Array, second: Array, num_drawn: Array) -> Array:
-    """Monte Carlo variance of the log of a mean; infinite where no draw has any weight."""
-    empty = first == -jnp.inf
-    ratio = jnp.exp(second - 2 * jnp.where(empty, 0.0, first))
-    return jnp.where(empty, jnp.inf, ratio - 1.0 / num_drawn)
+    first = add_up(first, block.segment, num_segments)
+    return first, add_up(second, block.segment, num_segments) if squares else first
 
 
 def _log_marginal(combine: Callable[..., Any], values: Any, samples: Samples) -> LogMarginal:
@@ -405,9 +383,9 @@ def _log_marginal(combine: Callable[..., Any], values: Any, samples: Samples) ->
         one = jax.checkpoint(lambda block: _block_sums(combine, values, block, True))
         firsts, seconds = jax.lax.map(one, group)
         owner = jnp.where(group.owner < 0, size, group.owner).reshape(-1)
-        value = jnp.logaddexp(value, _add_up(firsts.reshape(-1), owner, size))
-        second = jnp.logaddexp(second, _add_up(seconds.reshape(-1), owner, size))
-    variance = _variance(value, second, samples.num_drawn)
+        value = jnp.logaddexp(value, add_up(firsts.reshape(-1), owner, size))
+        second = jnp.logaddexp(second, add_up(seconds.reshape(-1), owner, size))
+    variance = variance_of_log(value, second, samples.num_drawn)
     return LogMarginal(value - jnp.log(samples.num_drawn), variance)
 
 
@@ -450,7 +428,7 @@ def _total(
         used = block_and_rest[0].owner >= 0
         out = [jnp.sum(jnp.where(used, first, 0.0))]
         if variance:
-            out.append(jnp.sum(jnp.where(used, _variance(first, second, drawn), 0.0)))
+            out.append(jnp.sum(jnp.where(used, variance_of_log(first, second, drawn), 0.0)))
         return jnp.stack(out)
 
     def part(smooth: Any, block_and_rest: Any) -> Array:
@@ -469,10 +447,10 @@ def _total(
         size = len(samples.names)
         owner = group.owner[:, 0]
         present = jnp.zeros(size, bool).at[owner].set(True)
-        first = _add_up(out[:, 0], owner, size)
+        first = add_up(out[:, 0], owner, size)
         value = value + jnp.sum(jnp.where(present, first, 0.0))
         if variance:
-            second = _add_up(out[:, 1], owner, size)
-            each = _variance(first, second, samples.num_drawn)
+            second = add_up(out[:, 1], owner, size)
+            each = variance_of_log(first, second, samples.num_drawn)
             spread = spread + jnp.sum(jnp.where(present, each, 0.0))
     return LogMarginal(value, spread)

@@ -118,7 +118,7 @@ class Staged(NamedTuple):
     `parameters(hyperparameters)` once per call; `combine(parameters, columns)` gives f.
     """
 
-    columns: Callable[[Mapping[str, Array]], tuple[Array, ...]]
+    columns: Callable[[Any], tuple[Array, ...]]
     parameters: Callable[[Any], tuple[Array, ...]]
     combine: Callable[[Sequence[Array], Sequence[Array]], Any]
 

@@ -6,12 +6,14 @@ of `tests/contracts.py`. Settings are fields of the class; randomness comes from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ..diagnostics import scalars
 from ..errors import InputError
 from ..model import Target
 from ..result import Result
@@ -44,12 +46,12 @@ def evaluate(target: Target, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: a log likelihood or prior that is NaN or +inf, naming the point.
     """
-    # One compiled size for all calls: whole multiples of it, the rest repeats the last point.
-    size, batch = 512, batch_size(target)
+    size = batch_size(target)
+    # One compiled size for all calls: the last batch repeats the last point.
     padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
-    chunks = padded.reshape(-1, size, x.shape[1])
-    both = target.compiled("evaluate", lambda: _both(target, batch))
-    out = [both(chunk, target.data) for chunk in chunks]
+    both = target.compiled("evaluate", lambda: jax.vmap(_both(target), in_axes=(0, None)))
+    # Asked for all at once: the batches wait for nothing but each other.
+    out = [both(chunk, target.data) for chunk in padded.reshape(-1, size, x.shape[1])]
     log_l, log_p = (
         np.concatenate([np.asarray(o[i], float) for o in out])[: len(x)] for i in (0, 1)
     )
@@ -57,51 +59,59 @@ def evaluate(target: Target, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return log_l, log_p
 
 
-def _both(target: Target, batch: int) -> Callable[..., Any]:
-    def one(x: Any, data: Any) -> tuple[Any, Any]:
-        return target.log_likelihood(x, data), target.log_prior(x)
-
-    return lambda points, data: jax.lax.map(lambda x: one(x, data), points, batch_size=batch)
+def _both(target: Target) -> Callable[..., Any]:
+    return lambda x, data: (target.log_likelihood(x, data), target.log_prior(x))
 
 
 def require_numbers(target: Target, x: np.ndarray, log_density: np.ndarray) -> None:
     """Raise `InputError` naming the first point whose log density is NaN or +inf."""
     bad = np.flatnonzero(np.isnan(log_density) | (log_density == np.inf))
     if bad.size:
-        values = target.constrain(x[bad[0]])
-        point = ", ".join(
-            f"{name}={np.asarray(v):.8g}" for name, v in values.items() if np.ndim(v) == 0
-        )
+        first = bad[0]
         raise InputError(
-            f"the log density is {log_density[bad[0]]} at {point or x[bad[0]]} ({bad.size} of "
-            f"{len(x)} points): the model is broken there; evaluate it at this point and mend it, "
-            "or keep the prior away."
+            f"the log density is {log_density[first]} at {at_point(target, x[first])} ({bad.size} "
+            f"of {len(x)} points): the model is broken there; evaluate it at this point and mend "
+            "it, or keep the prior away."
         )
+
+
+def at_point(target: Target, x: np.ndarray) -> str:
+    """The scalar parameters at the unconstrained point `x`, as text."""
+    values = target.constrain(jnp.asarray(x))
+    named = (f"{name}={np.asarray(v):.8g}" for name, v in values.items() if np.ndim(v) == 0)
+    return ", ".join(named) or str(x)
+
+
+def prior_points(target: Target, key: Any, num: int) -> np.ndarray:
+    """Draws of the prior as unconstrained points (num, dim)."""
+    draw = target.compiled(f"prior points {num}", lambda: lambda k: target.sample_prior(k, num))
+    return np.asarray(draw(key), float)
 
 
 def named_draws(target: Target, x: Any) -> dict[str, np.ndarray]:
-    """Constrain points of shape (chain, draw, dim); a vector `v` becomes `v[0]`, `v[1]`, …"""
-    constrained: Mapping[str, Any] = jax.jit(jax.vmap(jax.vmap(target.constrain)))(x)
-    draws: dict[str, np.ndarray] = {}
-    for name, value in constrained.items():
-        value = np.asarray(value, float)
-        if value.ndim == 2:
-            draws[name] = value
-        for index in np.ndindex(*value.shape[2:]) if value.ndim > 2 else ():
-            label = ",".join(map(str, index))
-            draws[f"{name}[{label}]"] = value[(slice(None), slice(None), *index)]
-    return draws
+    """Constrain points of shape (chain, draw, dim); a vector `v` becomes `v[0]`, `v[1]`, …
+
+    Parameters of objects carry the objects' names: `r[star 3]`.
+    """
+    constrain = target.compiled("constrain", lambda: jax.vmap(jax.vmap(target.constrain)))
+    draws = {name: np.asarray(v, float) for name, v in constrain(x).items()}
+    named = dict(scalars({name: v for name, v in draws.items() if name not in target.latents}))
+    for name, labels in target.latents.items():
+        named |= {label: draws[name][..., i] for i, label in enumerate(labels)}
+    return named
 
 
 from .flow_mcmc import FlowMCMC  # noqa: E402
 from .importance import ImportanceSampler  # noqa: E402
 from .nuts import NUTS  # noqa: E402
+from .quadrature import QuadratureSampler  # noqa: E402
 
 __all__ = [
     "NUTS",
     "FlowMCMC",
     "ImportanceSampler",
     "Progress",
+    "QuadratureSampler",
     "Sampler",
     "batch_size",
     "evaluate",

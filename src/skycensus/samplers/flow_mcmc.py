@@ -3,7 +3,7 @@ r"""Flow-enhanced Markov chain Monte Carlo, from flowMC."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..diagnostics import REMEDIES, Problem, Status, diagnose, kish, pareto_k
+from ..diagnostics import GOALS, diagnose
 from ..errors import InputError, did_you_mean
+from ..keys import generator
 from ..model import Target
 from ..result import Result
-from . import Progress, evaluate, named_draws, require_numbers
+from ..status import REMEDIES, Problem, Status
+from ..weights import kish, log_mean_weight, pareto_k
+from . import Progress, at_point, evaluate, named_draws, require_numbers
+from .flow_chains import Chains, build, local_kernel, require_gradients, whitened
 from .pilot import Pilot, run_pilot
 
 # Acceptance that each kind of local step works best at (Roberts & Rosenthal 2001; Beskos et al.
 # 2013 give 0.65 for trajectories, and a little more costs less than a little less).
 GOAL_ACCEPTANCE = {"hmc": 0.75, "mala": 0.574, "random_walk": 0.3}
-
-# Beyond this many standard deviations of the pilot a log density that is not a number comes from a
-# trajectory that ran away, not from the model.
-FAR = 30.0
 
 _COUNTS = (
     *("num_chains", "num_training_loops", "num_production_loops", "num_local_steps"),
@@ -148,7 +148,7 @@ class FlowMCMC:
         if problems:
             raise InputError("\n".join(f"sampler: {problem}." for problem in problems))
 
-    def _other_problems(self) -> Any:
+    def _other_problems(self) -> Iterator[str]:
         if self.local_sampler not in GOAL_ACCEPTANCE:
             known = f"{did_you_mean(self.local_sampler, GOAL_ACCEPTANCE)}; use one of "
             yield f"local_sampler={self.local_sampler!r} is not known{known}{[*GOAL_ACCEPTANCE]}"
@@ -180,10 +180,10 @@ class FlowMCMC:
                 the pilot looks, or a gradient that is NaN at a start; the point is named.
         """
         pilot_key, build_key, run_key, flow_key = jax.random.split(key, 4)
-        kernel = _local_kernel(self, target.dim)
+        kernel = local_kernel(self, target.dim)
         pilot = run_pilot(
             target,
-            _generator(pilot_key),
+            generator(pilot_key),
             num_chains=self.num_chains,
             num_start=self.num_start,
             num_particles=self.num_particles,
@@ -192,16 +192,16 @@ class FlowMCMC:
         force = target
         if self.edges == "auto" and target.smooth is not None and self._uses_gradient:
             force = target.smooth()
-        log_density, data = _whitened(target, force, pilot)
+        log_density, data = whitened(target, force, pilot)
         y = jnp.asarray(np.linalg.solve(pilot.scale, (pilot.start - pilot.center).T).T)
         if self._uses_gradient:
-            _require_gradients(target, log_density, data, y, pilot.start)
-        chains = _build(self, build_key, log_density, kernel, target.dim)
+            require_gradients(target, log_density, data, y, pilot.start)
+        chains = build(self, build_key, log_density, kernel, target.dim)
 
         loops = [*([True] * self.num_training_loops), *([False] * self.num_production_loops)]
         for number, training in enumerate(loops):
             if number in (0, self.num_training_loops):
-                self._clear(chains, self._stored * loops.count(training), target.dim)
+                chains.clear(self.num_chains, self._stored * loops.count(training), target.dim)
             run_key, y = self._loop(chains, run_key, y, data, number, training)
             if progress:
                 progress(number + 1, len(loops), "training" if training else "sampling")
@@ -219,18 +219,8 @@ class FlowMCMC:
         local = self.num_local_steps // self.local_thinning
         return local + self.num_global_steps // self.global_thinning
 
-    def _clear(self, chains: _Chains, length: int, dim: int) -> None:
-        """Empty buffers for a phase of `length` draws a chain."""
-        from flowMC.resource.buffers import Buffer
-
-        shapes = {"positions": (dim,), "log_density": (), "acceptance": ()}
-        for name, shape in shapes.items():
-            buffer = Buffer(name, (self.num_chains, length, *shape), 1)
-            chains.resources[name] = buffer
-        chains.local_steps.set_current_position(0)
-
     def _loop(
-        self, chains: _Chains, key: Any, y: Any, data: Any, number: int, training: bool
+        self, chains: Chains, key: Any, y: Any, data: Any, number: int, training: bool
     ) -> tuple[Any, Any]:
         """One loop of local steps, training and tuning where wanted, and global steps."""
         resources = chains.resources
@@ -265,7 +255,7 @@ class FlowMCMC:
         fastest = math.sqrt(float(np.max(self.mass_matrix)))
         return 0.5 * math.pi / ((self.num_leapfrog + 1) * fastest)
 
-    def _first_step(self, dim: int) -> float:
+    def first_step(self, dim: int) -> float:
         """The step with the best acceptance in a standard normal of this dimension."""
         if self.step_size is not None:
             return float(self.step_size)
@@ -279,16 +269,13 @@ class FlowMCMC:
     # ---- what comes out ----------------------------------------------------------------------
 
     def _result(
-        self, target: Target, pilot: Pilot, chains: _Chains, key: Any, num_loops: int
+        self, target: Target, pilot: Pilot, chains: Chains, key: Any, num_loops: int
     ) -> Result:
-        used = chains.local_steps.current_position
-        y, log_density, acceptance = (
-            np.asarray(chains.resources[name].data, float)[:, :used]
-            for name in ("positions", "log_density", "acceptance")
-        )
+        y, log_density, acceptance = chains.drawn()
         x = pilot.center + y @ pilot.scale.T
         draws = named_draws(target, x)
-        is_global = np.arange(used) % self._stored >= self.num_local_steps // self.local_thinning
+        stored_local = self.num_local_steps // self.local_thinning
+        is_global = np.arange(y.shape[1]) % self._stored >= stored_local
         log_prior = np.asarray(jax.jit(jax.vmap(jax.vmap(target.log_prior)))(x), float)
         stats = {
             "lp": log_density,
@@ -296,79 +283,30 @@ class FlowMCMC:
             "acceptance": acceptance,
             "global_step": np.broadcast_to(is_global, acceptance.shape),
         }
-        problems = []
-        trapped = np.argwhere(log_density == np.inf)
-        log_evidence: tuple[float, float] | tuple[None, None] = (None, None)
         measures = {
             "local_acceptance": float(acceptance[:, ~is_global].mean()),
             "global_acceptance": float(acceptance[:, is_global].mean()),
             "step_size": float(np.mean(chains.resources["local_kernel"].step_size)),
             "num_likelihoods": self._cost(pilot, num_loops),
         }
+        evidence = _Evidence()
+        trapped = np.argwhere(log_density == np.inf)
         if len(trapped):
-            problems.append(_not_a_number(target, x[tuple(trapped[0])]))
+            evidence = _Evidence(problems=(_not_a_number(target, x[tuple(trapped[0])]),))
         elif self.num_flow_draws:
-            log_evidence = self._evidence(
-                target, pilot, chains.resources["flow"], key, measures, problems
+            evidence = _flow_evidence(
+                target, pilot, chains.resources["flow"], key, self.num_flow_draws
             )
+            measures["num_likelihoods"] += self.num_flow_draws
         status = _own_words(diagnose(draws, stats, prior_bounds=target.prior.bounds()))
         return Result(
             draws,
-            status.plus(*problems) if problems else status,
+            status.plus(*evidence.problems),
             sample_stats=stats,
-            measures=measures,
-            log_evidence=log_evidence[0],
-            log_evidence_error=log_evidence[1],
+            measures=measures | evidence.measures,
+            log_evidence=evidence.value,
+            log_evidence_error=evidence.error,
         )
-
-    def _evidence(
-        self,
-        target: Target,
-        pilot: Pilot,
-        flow: Any,
-        key: Any,
-        measures: dict[str, float],
-        problems: list[Problem],
-    ) -> tuple[float, float] | tuple[None, None]:
-        r"""$\ln \hat Z$ of $w_s = p(x_s) / q(x_s)$ over draws of the flow, and its error.
-
-        A fifth of the draws come from a Student-t with the covariance of the pilot, and $q$ is
-        the mixture: the tails of the flow alone are those of a Gaussian, and weights would have no
-        bound (Hesterberg 1995, Technometrics 37, 185).
-        """
-        from scipy.stats import multivariate_t
-
-        flow_key, wide_key = jax.random.split(key)
-        wide = multivariate_t(np.zeros(target.dim), np.eye(target.dim), df=5)
-        num_wide = self.num_flow_draws // 5
-        y = np.concatenate(
-            [
-                eqx.filter_jit(flow.sample)(flow_key, self.num_flow_draws - num_wide),
-                wide.rvs(num_wide, random_state=_generator(wide_key)).reshape(-1, target.dim),
-            ]
-        )
-        log_q = np.logaddexp(
-            eqx.filter_jit(flow.log_prob)(jnp.asarray(y)) + math.log(1 - num_wide / len(y)),
-            wide.logpdf(y) + (math.log(num_wide / len(y)) if num_wide else -math.inf),
-        )
-        # The flow is a density of y; the target one of x.
-        log_q = log_q - np.linalg.slogdet(pilot.scale)[1]
-        x = pilot.center + np.asarray(y, float) @ pilot.scale.T
-        try:
-            log_likelihood, log_prior = evaluate(target, x)
-        except InputError as error:
-            problems.append(Problem("nan_likelihood", str(error)))
-            return None, None
-        log_weight = log_likelihood + log_prior - log_q
-        measures["num_likelihoods"] += len(x)
-        if not np.isfinite(log_weight).any():
-            return None, None
-        measures["flow_k_hat"] = k_hat = pareto_k(log_weight)
-        measures["flow_efficiency"] = (n_eff := kish(log_weight)) / len(x)
-        if not k_hat <= 0.7:
-            return None, None
-        value = float(np.logaddexp.reduce(log_weight) - np.log(len(x)))
-        return value, math.sqrt(max(1 / n_eff - 1 / len(x), 0.0))
 
     def _cost(self, pilot: Pilot, num_loops: int) -> int:
         """Evaluations of the likelihood, each with a gradient counted once."""
@@ -377,12 +315,56 @@ class FlowMCMC:
         return pilot.used + self.num_chains * num_loops * loop
 
 
+class _Evidence(NamedTuple):
+    """The log evidence and its error, None where weights of draws of the flow do not give it."""
+
+    value: float | None = None
+    error: float | None = None
+    measures: dict[str, float] = {}  # noqa: RUF012
+    problems: tuple[Problem, ...] = ()
+
+
+def _flow_evidence(target: Target, pilot: Pilot, flow: Any, key: Any, num: int) -> _Evidence:
+    r"""$\ln \hat Z$ of $w_s = p(x_s) / q(x_s)$ over `num` draws of the flow, and its error.
+
+    A fifth of the draws come from a Student-t with the covariance of the pilot, and $q$ is the
+    mixture: the tails of the flow alone are those of a Gaussian, and weights would have no bound
+    (Hesterberg 1995, Technometrics 37, 185).
+    """
+    from scipy.stats import multivariate_t
+
+    flow_key, wide_key = jax.random.split(key)
+    wide = multivariate_t(np.zeros(target.dim), np.eye(target.dim), df=5)
+    num_wide = num // 5
+    y = np.concatenate(
+        [
+            eqx.filter_jit(flow.sample)(flow_key, num - num_wide),
+            wide.rvs(num_wide, random_state=generator(wide_key)).reshape(-1, target.dim),
+        ]
+    )
+    log_q = np.logaddexp(
+        eqx.filter_jit(flow.log_prob)(jnp.asarray(y)) + math.log(1 - num_wide / num),
+        wide.logpdf(y) + (math.log(num_wide / num) if num_wide else -math.inf),
+    )
+    # The flow is a density of y; the target one of x.
+    log_q = log_q - np.linalg.slogdet(pilot.scale)[1]
+    x = pilot.center + np.asarray(y, float) @ pilot.scale.T
+    try:
+        log_likelihood, log_prior = evaluate(target, x)
+    except InputError as error:
+        return _Evidence(problems=(Problem("nan_likelihood", str(error)),))
+    log_weight = log_likelihood + log_prior - log_q
+    if not np.isfinite(log_weight).any():
+        return _Evidence()
+    k_hat = pareto_k(log_weight)
+    measures = {"flow_k_hat": k_hat, "flow_efficiency": kish(log_weight) / num}
+    if not k_hat <= GOALS.k_hat:
+        return _Evidence(measures=measures)
+    return _Evidence(*log_mean_weight(log_weight), measures)
+
+
 def _is_count(value: Any, lowest: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
-
-
-def _generator(key: Any) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
 
 
 def _not_a_number(target: Target, x: np.ndarray) -> Problem:
@@ -392,8 +374,8 @@ def _not_a_number(target: Target, x: np.ndarray) -> Problem:
     except InputError as error:
         return Problem("nan_likelihood", str(error))
     # It was not a number inside the compiled chain, and is one by itself: rounding at an edge.
-    point = target.constrain(jnp.asarray(x))
-    return Problem("nan_likelihood", f"the log density was not a number near {point}.")
+    near = at_point(target, x)
+    return Problem("nan_likelihood", f"the log density was not a number near {near}.")
 
 
 def _own_words(status: Status) -> Status:
@@ -408,172 +390,3 @@ def _own_words(status: Status) -> Status:
         for p in status.problems
     )
     return Status(status.converged, problems, status.notes)
-
-
-# ---- flowMC --------------------------------------------------------------------------------------
-
-
-class _Chains(NamedTuple):
-    """What flowMC works with: named resources, and the strategies that change them."""
-
-    resources: dict[str, Any]
-    local_steps: Any
-    training: Any
-    global_steps: Any
-
-
-def _whitened(
-    target: Target, force: Target, pilot: Pilot
-) -> tuple[Callable[[Any, Any], Any], dict[str, Any]]:
-    r"""The log density of $y$ (up to a constant) as flowMC wants it, and the data it takes.
-
-    Its gradient is that of `force`: a Metropolis step is exact with any field of directions that
-    depends on the point alone. A value that is no number becomes $+\infty$, so that a chain that
-    meets it stays there and the run can name the point; a Metropolis step would refuse it silently.
-    """
-    arrays, statics = zip(*(_split(t.data) for t in (target, force)), strict=True)
-    data = {
-        "center": jnp.asarray(pilot.center),
-        "scale": jnp.asarray(pilot.scale),
-        "target": arrays[0],
-        "force": arrays[1] if force is not target else None,
-    }
-
-    def value_of(y: Any, data: Any) -> Any:
-        x = data["center"] + data["scale"] @ y
-        return target.log_density(x, eqx.combine(data["target"], statics[0]))
-
-    def force_of(y: Any, data: Any) -> Any:
-        if force is target:
-            return value_of(y, data)
-        x = data["center"] + data["scale"] @ y
-        return force.log_density(x, eqx.combine(data["force"], statics[1]))
-
-    def guarded(value: Any, y: Any) -> Any:
-        broken = jnp.isnan(value) | (value == jnp.inf)
-        trap = jnp.where(jnp.all(jnp.abs(y) < FAR), jnp.inf, -jnp.inf)
-        return jnp.where(broken, trap, value)
-
-    @jax.custom_vjp
-    def log_density(y: Any, data: Any) -> Any:
-        return guarded(value_of(y, data), y)
-
-    def forward(y: Any, data: Any) -> tuple[Any, Any]:
-        height, slope = jax.value_and_grad(force_of)(y, data)
-        value = height if force is target else value_of(y, data)
-        # Where there is no density there is no slope either, and a trajectory coasts.
-        return guarded(value, y), jnp.where(jnp.isfinite(height), slope, 0.0)
-
-    log_density.defvjp(forward, lambda slope, cotangent: (cotangent * slope, None))
-    return log_density, data
-
-
-def _split(data: Any) -> tuple[Any, Any]:
-    """The arrays of `data`, which flowMC carries through its loops, and all the rest."""
-    is_array = lambda leaf: isinstance(leaf, (jax.Array, np.ndarray))  # noqa: E731
-    arrays, rest = eqx.partition(data, is_array)
-    return jax.tree.map(jnp.asarray, arrays), rest
-
-
-def _require_gradients(
-    target: Target, log_density: Any, data: Any, y: Any, start: np.ndarray
-) -> None:
-    gradient = jax.jit(lambda y, data: jax.lax.map(lambda one: jax.grad(log_density)(one, data), y))
-    broken = np.flatnonzero(~np.isfinite(np.asarray(gradient(y, data))).all(axis=1))
-    if broken.size:
-        at = target.constrain(jnp.asarray(start[broken[0]]))
-        point = ", ".join(f"{k}={np.asarray(v):.8g}" for k, v in at.items() if np.ndim(v) == 0)
-        raise InputError(
-            f"the gradient of the log density is not finite at {point} ({broken.size} of {len(y)} "
-            "starts), though its value is: mend the model there, or use "
-            "local_sampler='random_walk', which needs no gradient."
-        )
-
-
-def _local_kernel(settings: FlowMCMC, dim: int) -> Any:
-    from flowMC.resource.kernel.Gaussian_random_walk import GaussianRandomWalk
-    from flowMC.resource.kernel.HMC import HMC
-    from flowMC.resource.kernel.MALA import MALA
-
-    step = settings._first_step(dim)
-    if settings.local_sampler == "mala":
-        return MALA(step_size=jnp.full(dim, step))
-    if settings.local_sampler == "random_walk":
-        return GaussianRandomWalk(step_size=jnp.full(dim, step))
-    mass = np.asarray(settings.mass_matrix, float)
-    if mass.ndim and mass.shape != (dim,):
-        raise InputError(
-            f"sampler: mass_matrix has {mass.size} numbers for {dim} parameters; give one number, "
-            "or one for each parameter."
-        )
-    # An array, because a step size that is a Python number would compile anew each time it changes.
-    return HMC(
-        condition_matrix=jnp.broadcast_to(jnp.asarray(mass), (dim,)),
-        step_size=jnp.asarray(step),  # type: ignore[arg-type]
-        n_leapfrog=settings.num_leapfrog,
-    )
-
-
-def _build(settings: FlowMCMC, key: Any, log_density: Any, kernel: Any, dim: int) -> _Chains:
-    """flowMC's kernels, flow and strategies for these settings."""
-    from flowMC.resource.kernel.NF_proposal import NFProposal
-    from flowMC.resource.logPDF import LogPDF
-    from flowMC.resource.model.nf_model.rqSpline import MaskedCouplingRQSpline
-    from flowMC.resource.optimizer import Optimizer
-    from flowMC.resource.states import State
-    from flowMC.strategy.take_steps import TakeGroupSteps, TakeSerialSteps
-    from flowMC.strategy.train_model import TrainModel
-
-    low, high = settings.spline_range
-    flow = MaskedCouplingRQSpline(
-        dim,
-        settings.num_layers,
-        list(settings.hidden_units),
-        settings.num_bins,
-        key,
-        spline_range=(float(low), float(high)),
-    )
-    # Some parameters start weakly typed and do not stay so, and all would compile twice.
-    flow = jax.tree.map(lambda a: a.astype(a.dtype) if eqx.is_inexact_array(a) else a, flow)
-    buffers = ["positions", "log_density", "acceptance"]
-    resources: dict[str, Any] = {
-        "target": LogPDF(log_density, n_dims=dim),
-        "local_kernel": kernel,
-        "global_kernel": NFProposal(flow, n_NFproposal_batch_size=settings.proposal_batch_size),
-        "flow": flow,
-        "optimizer": Optimizer(model=flow, learning_rate=settings.learning_rate),
-        # flowMC looks up the names of the buffers in a state.
-        "state": State({name: name for name in buffers}, name="state"),
-    }
-    # Whole windows of thinning, because flowMC's buffers have room for no more.
-    local_thinning, global_thinning = settings.local_thinning, settings.global_thinning
-    return _Chains(
-        resources,
-        TakeSerialSteps(
-            "target",
-            "local_kernel",
-            "state",
-            buffers,
-            settings.num_local_steps // local_thinning * local_thinning,
-            thinning=local_thinning,
-            chain_batch_size=settings.chain_batch_size,
-        ),
-        TrainModel(
-            "flow",
-            "positions",
-            "optimizer",
-            n_epochs=settings.num_epochs,
-            batch_size=settings.batch_size,
-            n_max_examples=settings.max_examples,
-            history_window=settings.history_window,
-        ),
-        TakeGroupSteps(
-            "target",
-            "global_kernel",
-            "state",
-            buffers,
-            settings.num_global_steps // global_thinning * global_thinning,
-            thinning=global_thinning,
-            chain_batch_size=settings.chain_batch_size,
-        ),
-    )

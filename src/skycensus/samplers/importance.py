@@ -9,28 +9,38 @@ import jax
 import numpy as np
 from scipy.special import logsumexp
 
-from ..diagnostics import diagnose, kish, pareto_smooth
+from ..diagnostics import GOALS, diagnose
+from ..errors import InputError
+from ..keys import generator
 from ..model import Target
 from ..result import Result
-from . import Progress, evaluate, named_draws
+from ..weights import kish, log_mean_weight, pareto_smooth
+from . import Progress, evaluate, named_draws, prior_points
+from .laplace import find_modes
 from .student_t import StudentTMixture, fit
+from .tempering import next_temperature
+
+# Draws from the density at the mode by which it is judged.
+_NUM_TRIALS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceSampler:
     r"""Independent weighted draws from a proposal that was adapted to the posterior.
 
-    From prior draws, the target $\pi(x) L(x)^\beta$ is followed to $\beta = 1$, each step as large
+    A Student-t density at the mode, as wide as the curvature says, is the first proposal, and often
+    the last. Where its weights have a heavy tail, or draws of the prior know of another mode,
+    the target $\pi(x) L(x)^\beta$ is followed from the prior to $\beta = 1$, each step as large
     as the effective sample size allows, fitting a mixture of Student-t densities to all weighted
-    points so far; then the proposal is held fixed and fresh draws give posterior and evidence,
+    points so far. Then the proposal is held fixed and fresh draws give posterior and evidence,
 
     $$\hat Z = \frac1S \sum_s w_s,\qquad w_s = \frac{\pi(x_s) L(x_s)}{q(x_s)},\qquad
       \operatorname{sd}(\ln \hat Z) = \sqrt{1/n_\mathrm{eff} - 1/S}.$$
 
     The weights are Pareto-smoothed, and their tail shape $\hat k$ decides on convergence. It needs
-    no gradient and does not mind jumps of the likelihood: the quickest road up to about ten
-    parameters. (Cappé et al. 2008, arXiv:0710.4242; Cornuet et al. 2012, arXiv:0907.1254; Vehtari
-    et al. 2024, JMLR 25(72).)
+    no gradient and does not mind jumps of the likelihood (where it does not trust a curvature and
+    starts from the prior): the quickest road up to about ten parameters. (Cappé et al. 2008,
+    arXiv:0710.4242; Cornuet et al. 2012, arXiv:0907.1254; Vehtari et al. 2024, JMLR 25(72).)
 
     Args:
         target_ess: stop when the weighted draws are worth this many.
@@ -39,6 +49,7 @@ class ImportanceSampler:
         max_samples: evaluations at most in the final stage.
         num_components: components of the proposal at most.
         dof: degrees of freedom of the Student-t's; smaller means heavier tails.
+        laplace: start at the mode; else from the prior always.
     """
 
     target_ess: float = 2000.0
@@ -47,18 +58,20 @@ class ImportanceSampler:
     max_samples: int = 100_000
     num_components: int = 4
     dof: float = 6.0
+    laplace: bool = True
 
     def run(self, target: Target, key: Any, *, progress: Progress | None = None) -> Result:
         """Sample `target`; see the class and `skycensus.samplers.Sampler`.
 
         Raises:
-            InputError: a likelihood that is NaN or +inf, naming the point.
+            InputError: a likelihood that is NaN or +inf, naming the point; one that is zero for all
+            draws of the prior.
         """
         prior_key, seed_key = jax.random.split(key)
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(seed_key)).ravel().tolist())
-        proposal, used = self._adapt(target, prior_key, rng, progress)
+        rng = generator(seed_key)
+        proposal, used = self._propose(target, prior_key, rng, progress)
         x, log_weight, log_likelihood = self._draw(target, proposal, rng, progress)
-        n_eff = kish(log_weight)
+        log_evidence, error = log_mean_weight(log_weight)
         smoothed, k_hat = pareto_smooth(log_weight)
         draws = named_draws(target, x[None])
         return Result(
@@ -68,42 +81,83 @@ class ImportanceSampler:
                 log_weight=smoothed[None],
                 k_hat=k_hat,
                 prior_bounds=target.prior.bounds(),
-                min_ess=min(400.0, self.target_ess),
+                goals=GOALS._replace(ess=min(GOALS.ess, self.target_ess)),
             ),
             log_weight=smoothed[None],
-            log_evidence=float(logsumexp(log_weight) - np.log(len(x))),
-            log_evidence_error=float(np.sqrt(max(1 / n_eff - 1 / len(x), 0.0))),
+            log_evidence=log_evidence,
+            log_evidence_error=error,
             sample_stats={"log_likelihood": log_likelihood[None]},
             measures={
                 "k_hat": k_hat,
-                "n_eff": n_eff,
+                "n_eff": kish(log_weight),
                 "num_likelihoods": used + len(x),
                 "num_components": len(proposal.weight),
             },
         )
 
-    def _adapt(
+    def _propose(
         self, target: Target, key: Any, rng: np.random.Generator, progress: Progress | None
     ) -> tuple[StudentTMixture, int]:
-        """Follow the tempered posterior to the posterior; return the proposal and what it cost."""
-        x = np.asarray(target.sample_prior(key, 2 * self.num_adapt))
-        log_l, log_p = evaluate(target, x)
+        """The proposal for the final stage, and how many evaluations it has cost."""
+        if not self.laplace or target.smooth is not None:
+            start = self._points(target, prior_points(target, key, 2 * self.num_adapt))
+            return self._adapt(target, rng, start, progress)
+        start = self._points(target, prior_points(target, key, self.num_adapt))
+        x, log_l, log_p = start
+        used = len(x)
+
+        def log_density(x: np.ndarray) -> np.ndarray:
+            nonlocal used
+            used += len(x)
+            return np.sum(evaluate(target, x), axis=0)
+
+        if progress:
+            progress(0, self.max_adapt_steps, "looking for the mode")
+        modes = find_modes(log_density, x, log_l + log_p, log_p) if np.isfinite(log_l).any() else []
+        if len(modes) == 1 and modes[0].converged:
+            mode = modes[0]
+            cholesky = np.linalg.cholesky(mode.scale @ mode.scale.T)
+            proposal = StudentTMixture(np.ones(1), mode.x[None], cholesky[None], self.dof)
+            new = proposal.sample(rng, _NUM_TRIALS)
+            log_weight = log_density(new) - proposal.log_prob(new)
+            k_hat = pareto_smooth(log_weight)[1] if np.isfinite(log_weight).any() else np.inf
+            if k_hat < 0.5 and kish(log_weight) > 0.3 * len(new):
+                return proposal, used
+        more = prior_points(target, jax.random.fold_in(key, 1), self.num_adapt)
+        both = zip(start, self._points(target, more), strict=True)
+        every = tuple(np.concatenate(pair) for pair in both)
+        proposal, adapted = self._adapt(target, rng, every, progress)
+        return proposal, used - len(x) + adapted
+
+    @staticmethod
+    def _points(target: Target, x: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (x, *evaluate(target, x))
+
+    def _adapt(
+        self,
+        target: Target,
+        rng: np.random.Generator,
+        start: tuple[np.ndarray, ...],
+        progress: Progress | None,
+    ) -> tuple[StudentTMixture, int]:
+        """Follow the tempered posterior to the posterior; return the proposal and what it cost.
+
+        `start` are draws of the prior with their log likelihoods and log priors.
+        """
+        x, log_l, log_p = start
+        if not np.isfinite(log_l).any():
+            raise InputError(
+                f"none of {len(x)} prior draws has a likelihood: every one leaves some object "
+                "outside the population; use a prior nearer to the data, or raise num_adapt."
+            )
         # Every point's weight is against the mixture of all proposals that made points so far.
-        mixtures: list[StudentTMixture | None] = [None]
         counts = [len(x)]
-        log_q = log_p[:, None]  # (point, proposal)
+        proposals: list[StudentTMixture] = []
         beta, before = 0.0, 0.0
         for step in range(self.max_adapt_steps):
-            log_mix = logsumexp(log_q + np.log(np.array(counts) / sum(counts)), axis=1)
-            beta = _next_temperature(beta, log_l, log_p - log_mix, goal=self.num_adapt / 4)
-            log_w = beta * log_l + log_p - log_mix
-            proposal = fit(
-                rng,
-                x[np.isfinite(log_w)],
-                np.exp(log_w - log_w.max())[np.isfinite(log_w)],
-                num_components=self.num_components,
-                dof=self.dof,
-            )
+            log_base = log_p - _log_mixture(x, log_p, proposals, counts)
+            beta = next_temperature(beta, log_l, log_base, goal=self.num_adapt / 4)
+            proposal = self._fit(rng, x, beta * log_l + log_base)
             if progress:
                 progress(step + 1, self.max_adapt_steps, f"adapting (temperature {beta:.2g})")
             new = proposal.sample(rng, self.num_adapt)
@@ -111,24 +165,21 @@ class ImportanceSampler:
             share = kish(new_l + new_p - proposal.log_prob(new)) / len(new)
             x = np.concatenate([x, new])
             log_l, log_p = np.append(log_l, new_l), np.append(log_p, new_p)
-            mixtures.append(proposal)
+            proposals.append(proposal)
             counts.append(len(new))
-            log_q = np.stack([log_p if m is None else m.log_prob(x) for m in mixtures], axis=1)
             # At the posterior, stop when another step has not made the proposal better.
             if beta == 1.0 and share < 1.1 * before:
                 break
             before = share if beta == 1.0 else 0.0
-        log_mix = logsumexp(log_q + np.log(np.array(counts) / sum(counts)), axis=1)
-        log_w = log_l + log_p - log_mix
-        good = np.isfinite(log_w)
-        final = fit(
-            rng,
-            x[good],
-            np.exp(log_w[good] - log_w.max()),
-            num_components=self.num_components,
-            dof=self.dof,
-        )
-        return final, len(x)
+        log_base = log_p - _log_mixture(x, log_p, proposals, counts)
+        return self._fit(rng, x, log_l + log_base), len(x)
+
+    def _fit(
+        self, rng: np.random.Generator, x: np.ndarray, log_weight: np.ndarray
+    ) -> StudentTMixture:
+        good = np.isfinite(log_weight)
+        weight = np.exp(log_weight[good] - log_weight[good].max())
+        return fit(rng, x[good], weight, num_components=self.num_components, dof=self.dof)
 
     def _draw(
         self,
@@ -157,23 +208,9 @@ class ImportanceSampler:
         return np.concatenate(xs), np.concatenate(weights), np.concatenate(likelihoods)
 
 
-def _next_temperature(
-    beta: float, log_l: np.ndarray, log_base: np.ndarray, *, goal: float
-) -> float:
-    """The largest power of the likelihood whose weights keep `goal` effective points."""
-
-    def enough(b: float) -> bool:
-        log_w = log_base + np.where(b * log_l == b * log_l, b * log_l, -np.inf)
-        return kish(log_w) >= goal
-
-    if enough(1.0):
-        return 1.0
-    low, high = beta, 1.0
-    if not enough(max(low, 1e-12)):
-        return max(low, 1e-12)
-    for _ in range(40):
-        middle = 0.5 * (low + high) if low > 0 else high / 8
-        low, high = (middle, high) if enough(middle) else (low, middle)
-        if low > 0 and high < 1.02 * low:
-            break
-    return low
+def _log_mixture(
+    x: np.ndarray, log_prior: np.ndarray, proposals: list[StudentTMixture], counts: list[int]
+) -> np.ndarray:
+    """Log density of prior and proposals, mixed in proportion to the points that they made."""
+    log_q = np.stack([log_prior, *(proposal.log_prob(x) for proposal in proposals)], axis=1)
+    return logsumexp(log_q + np.log(np.array(counts) / sum(counts)), axis=1)

@@ -15,10 +15,11 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC
 from numpyro.infer import NUTS as Kernel
 
-from ..diagnostics import diagnose, effective_sample_size, pareto_smooth
+from ..diagnostics import diagnose, effective_sample_size
 from ..errors import InputError
 from ..model import Target
 from ..result import Result
+from ..weights import pareto_smooth
 from . import Progress, batch_size, evaluate, named_draws, require_numbers
 
 
@@ -34,13 +35,13 @@ class NUTS:
         num_warmup, num_samples, num_chains, thinning: per chain, NumPyro's words.
         chain_method: "vectorized" (all at once), "parallel" (one per device) or "sequential";
             "auto" takes one after the other where a likelihood keeps all cores busy by itself.
-        dense_mass: a full mass matrix; else a diagonal one.
+        dense_mass: a full mass matrix (of the hyperparameters, where there are latent parameters);
+            else a diagonal one.
         max_tree_depth: doublings of a trajectory at most.
         target_accept_prob: step-size goal; nearer to one takes smaller steps.
         start: parameters by name at which all chains start, or one mapping per chain; else points
             of high posterior density among `num_start` prior draws.
         edges: "auto" as above, "sharp" to follow the jumping likelihood regardless.
-        jit_model_args: accepted for NumPyro's sake; data are always arguments here.
     """
 
     num_warmup: int = 500
@@ -54,7 +55,6 @@ class NUTS:
     start: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     num_start: int = 512
     edges: Literal["auto", "sharp"] = "auto"
-    jit_model_args: bool = True
 
     def run(self, target: Target, key: Any, *, progress: Progress | None = None) -> Result:
         """Sample `target`; see the class and `skycensus.samplers.Sampler`.
@@ -68,15 +68,21 @@ class NUTS:
         start_key, run_key = jax.random.split(key)
         start = self._start(followed, start_key)
 
+        # Hundreds of latent parameters have no dense mass matrix that could be learnt.
+        sites = {"x": target.dim - target.num_latent, "z": target.num_latent}
+        sites = {name: size for name, size in sites.items() if size}
+
         def model(data: Any) -> None:
-            x = numpyro.sample(
-                "x", dist.ImproperUniform(dist.constraints.real_vector, (), (target.dim,))
-            )
-            numpyro.factor("log_density", followed.log_density(x, data))
+            vector = dist.constraints.real_vector
+            parts = [
+                numpyro.sample(name, dist.ImproperUniform(vector, (), (size,)))
+                for name, size in sites.items()
+            ]
+            numpyro.factor("log_density", followed.log_density(jnp.concatenate(parts), data))
 
         kernel = Kernel(
             model,
-            dense_mass=self.dense_mass,
+            dense_mass=[("x",)] if self.dense_mass and "x" in sites else False,
             max_tree_depth=self.max_tree_depth,
             target_accept_prob=self.target_accept_prob,
         )
@@ -92,14 +98,20 @@ class NUTS:
             jit_model_args=True,
         )
         fields = ("diverging", "num_steps", "accept_prob", "potential_energy")
-        init = {"x": start if self.num_chains > 1 else start[0]}
+        split = jnp.split(start, [target.dim - target.num_latent], axis=1)
+        split = [part for part in split if part.size]
+        init = {
+            name: part if self.num_chains > 1 else part[0]
+            for name, part in zip(sites, split, strict=True)
+        }
         steps = self.num_warmup + self.num_samples
         if progress:
             progress(0, steps, "sampling (steps of all chains)")
         mcmc.run(run_key, followed.data, init_params=init, extra_fields=fields)
         if progress:
             progress(steps, steps, "sampling (steps of all chains)")
-        x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"], float)
+        found = mcmc.get_samples(group_by_chain=True)
+        x = np.concatenate([np.asarray(found[name], float) for name in sites], axis=-1)
         extra = {k: np.asarray(v) for k, v in mcmc.get_extra_fields(group_by_chain=True).items()}
         return self._result(target, followed, x, extra)
 
@@ -123,17 +135,16 @@ class NUTS:
                     "support of the prior and the population."
                 )
             return jnp.asarray(points)
-        x = np.asarray(target.sample_prior(key, self.num_start))
+        x = np.asarray(target.start_points(key, self.num_start))
         log_l, _ = evaluate(target, x)
-        good = np.isfinite(log_l)
-        if not good.any():
+        # The best of the prior draws, one for each chain: different, and none hopeless.
+        best = np.argsort(-log_l)[: np.isfinite(log_l).sum()]
+        if not len(best):
             raise InputError(
                 f"none of {self.num_start} prior draws has a likelihood: every one leaves some "
                 "object outside the population; give start values, or a prior nearer to the data."
             )
-        # The best of the prior draws, one for each chain: different, and none hopeless.
-        best = np.argsort(np.where(good, -log_l, np.inf))[: self.num_chains]
-        return jnp.asarray(x[best[np.arange(self.num_chains) % max(1, min(len(best), good.sum()))]])
+        return jnp.asarray(x[best[np.arange(self.num_chains) % len(best)]])
 
     def _result(
         self, target: Target, followed: Target, x: np.ndarray, extra: dict[str, np.ndarray]

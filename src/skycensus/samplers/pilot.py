@@ -8,10 +8,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ..diagnostics import kish
 from ..errors import InputError
 from ..model import Target
+from ..weights import normalised_weights, systematic
 from . import Progress, evaluate
+from .tempering import next_temperature
 
 # A random walk works best at about this acceptance (Roberts & Rosenthal 2001, Stat. Sci. 16, 351).
 GOAL_ACCEPTANCE = 0.3
@@ -52,25 +53,16 @@ def run_pilot(
         InputError: no prior draw with a likelihood, or a log density that is NaN or +inf, with
             the point.
     """
-    key = jax.random.key(int(rng.integers(2**31)))
-    x = np.asarray(target.sample_prior(key, num_start), float)
-    # A draw on the very edge of the prior is infinitely far away in unconstrained coordinates.
-    x = x[np.isfinite(x).all(axis=1)]
-    log_l, log_p = evaluate(target, x)
-    good = np.isfinite(log_l + log_p)
-    if not good.any():
-        raise InputError(
-            f"none of {num_start} prior draws has a likelihood above zero: every one "
-            "leaves some object outside the population; use a prior nearer to the data, or raise "
-            "num_start."
-        )
-    x, log_l, log_p = x[good], log_l[good], log_p[good]
+    x, log_l, log_p = _prior_points(target, rng, num_start)
     wide = np.var(x, axis=0) if len(x) > 1 else np.ones(target.dim)
     num = max(num_particles, num_chains)
     used, beta, size = num_start, 0.0, 2.38 / math.sqrt(target.dim)
     for _ in range(100):
-        beta, log_weight = _next_temperature(beta, log_l, goal=0.5 * num)
-        chosen = _resample(rng, log_weight, num)
+        before = beta
+        goal = 0.5 * min(num, len(x))
+        beta = next_temperature(before, log_l, -before * log_l, goal=goal)
+        weight = normalised_weights((beta - before) * log_l)
+        chosen = systematic(weight, num, rng.random())
         x, log_l, log_p = x[chosen], log_l[chosen], log_p[chosen]
         # At the posterior itself, enough to forget the last resampling.
         moves = 3 if beta < 1.0 else 15
@@ -92,30 +84,22 @@ def run_pilot(
     return Pilot(start, x.mean(axis=0), _scale(x, wide), used)
 
 
-def _next_temperature(beta: float, log_l: np.ndarray, *, goal: float) -> tuple[float, np.ndarray]:
-    """The largest power of the likelihood that leaves `goal` effective points, and the weights."""
-
-    def log_weight(b: float) -> np.ndarray:
-        return (b - beta) * (log_l - log_l.max())
-
-    goal = min(goal, 0.5 * len(log_l))
-    if kish(log_weight(1.0)) >= goal:
-        return 1.0, log_weight(1.0)
-    # In the logarithm, because a sharp likelihood starts at powers as small as its inverse.
-    low, high = -40.0, math.log1p(-beta) if beta > 0 else 0.0
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        enough = kish(log_weight(beta + math.exp(middle))) >= goal
-        low, high = (middle, high) if enough else (low, middle)
-    found = beta + math.exp(low)
-    return found, log_weight(found)
-
-
-def _resample(rng: np.random.Generator, log_weight: np.ndarray, num: int) -> np.ndarray:
-    """Systematic resampling: indices of `num` points."""
-    cumulative = np.cumsum(np.exp(log_weight - log_weight.max()))
-    points = (rng.random() + np.arange(num)) / num * cumulative[-1]
-    return np.minimum(np.searchsorted(cumulative, points), len(log_weight) - 1)
+def _prior_points(
+    target: Target, rng: np.random.Generator, num: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Those of `num` prior draws that have a likelihood, with its log and that of their prior."""
+    key = jax.random.key(int(rng.integers(2**31)))
+    x = np.asarray(target.sample_prior(key, num), float)
+    # A draw on the very edge of the prior is infinitely far away in unconstrained coordinates.
+    x = x[np.isfinite(x).all(axis=1)]
+    log_l, log_p = evaluate(target, x)
+    good = np.isfinite(log_l + log_p)
+    if not good.any():
+        raise InputError(
+            f"none of {num} prior draws has a likelihood above zero: every one leaves some object "
+            "outside the population; use a prior nearer to the data, or raise num_start."
+        )
+    return x[good], log_l[good], log_p[good]
 
 
 def _scale(x: np.ndarray, wide: np.ndarray) -> np.ndarray:
