@@ -61,10 +61,10 @@ def standard_figures(
 
     * `corner`, `trace`: the hyperparameters (the first 12 in the corner).
     * `n_eff`: the effective draws behind every object's log marginal, if the result has them.
-    * `population_NAME`: the (rate) density of each parameter of the population.
+    * `population_NAME`: the (rate) density of each parameter of the population, where that does not
+      depend on known columns of the objects.
     * `rate`: the merger rate against redshift, for populations with a factor of `gw.redshift`.
     * `objects_NAME`: each object given the population, and alone where it is known by draws.
-    * `graph`: the model, drawn.
     * `observed_NAME`: cumulative distributions of observed and predicted objects, where the
       selection is known by injections.
 
@@ -83,14 +83,16 @@ def standard_figures(
         return figures
     hyper = hyperparameter_draws(result, num_draws, key=draw_key, prior=model.prior)
     truth = _truth(model, result)
-    figures |= population_figures(
-        model.population,
-        hyper,
-        key=curve_key,
-        labels=labels,
-        truth=truth,
-        rate=model.rate == "poisson",
-    )
+    # A population that depends on known columns of the objects is another one for each of them.
+    if not getattr(model.likelihood, "given", None):
+        figures |= population_figures(
+            model.population,
+            hyper,
+            key=curve_key,
+            labels=labels,
+            truth=truth,
+            rate=model.rate == "poisson",
+        )
     if objects is not None and not isinstance(model.likelihood, Samples):
         for name, draws in objects.draws.items():
             figures[f"objects_{name}"] = plots.object_posteriors(

@@ -246,6 +246,8 @@ def _moves(model: HierarchicalModel, function: Callable[[Any], Array]) -> tuple[
     Fractions that sum to one enter a total rate only in form.
     """
     points = model.prior.complete(model.prior.sample(jax.random.key(0), (8,)))
+    if not points:
+        return ()
     points = {name: jnp.broadcast_to(jnp.asarray(x, float), 8) for name, x in points.items()}
     slopes = jax.jit(jax.vmap(jax.jacfwd(function)))(points)
     return tuple(name for name in points if jnp.any(jnp.abs(slopes[name]) > 1e-6))

@@ -228,15 +228,17 @@ def summary(result: Result) -> dict[str, Any]:
 def draw_figures(
     inference: Inference, result: Result, folder: Path, objects: ObjectPosteriors | None = None
 ) -> list[Path]:
-    """Draw the standard figures of a result into `folder`."""
+    """Draw the standard figures of a result, and the model's graph, into `folder`."""
     from . import plots
     from .figures import standard_figures
+    from .graph import draw_graph
 
     # A stream of its own: the draws do not depend on what is drawn of them.
     key = jax.random.fold_in(jax.random.key(inference.seed), 3)
     figures = standard_figures(
         inference.model, result, key=key, objects=objects, labels=inference.labels
     )
+    figures["graph"] = draw_graph(inference.model)
     if inference.more_figures is not None:
         figures |= inference.more_figures(result, objects)
     return plots.save_figures(figures, folder, formats=inference.figure_formats)

@@ -163,8 +163,11 @@ def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Any
         InputError: every problem of the config at once; then the first problem of the data.
     """
     # Each kind of data imports its own libraries, which takes a second.
-    if data_kind(config.raw) == "posterior_samples" or config.sections["data"] is None:
+    kind = data_kind(config.raw)
+    if kind == "posterior_samples":
         from .gw import build as build_kind
+    elif kind not in KINDS["data"]:
+        raise InputError("\n".join(config.problems))
     else:
         from .stars import build as build_kind
     return build_kind(config, provenance=provenance)

@@ -24,7 +24,17 @@ from typing import Any, NamedTuple, Protocol
 
 from jax import Array
 
-__all__ = ["Gaussian", "Grid", "Likelihood", "LinearGrid", "LogMarginal", "Quadrature", "Samples"]
+__all__ = [
+    "Gaussian",
+    "Grid",
+    "Latent",
+    "Leafwise",
+    "Likelihood",
+    "LinearGrid",
+    "LogMarginal",
+    "Quadrature",
+    "Samples",
+]
 
 
 class LogMarginal(NamedTuple):
@@ -57,6 +67,8 @@ class Likelihood(Protocol):
 # The protocol above comes first: the forms import it.
 from .gaussian import Gaussian  # noqa: E402
 from .grid import Grid  # noqa: E402
+from .latent import Latent  # noqa: E402
+from .leaves import Leafwise  # noqa: E402
 from .linear_grid import LinearGrid  # noqa: E402
 from .quadrature import Quadrature  # noqa: E402
 from .samples import Samples  # noqa: E402
