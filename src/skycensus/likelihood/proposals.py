@@ -20,9 +20,11 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import logsumexp
 
+from ..blocks import in_blocks
 from ..density import Density, Population, Theta
 from ..errors import InputError
 from ..prior import Prior
+from ..weights import systematic
 from . import LogMarginal
 from .samples import Samples
 
@@ -97,7 +99,7 @@ def selection_by_function(
         )
     top = log_v.max()
     weight = np.where(seen, np.exp(log_v - top), 0.0)
-    chosen = _systematic(pick_key, weight, num)
+    chosen = systematic(weight, num, float(jax.random.uniform(pick_key)))
     kept = {n: x[chosen] for n, x in pool.items()}
     log_ref = _log_proposal(population, points, kept) - (math.log(weight.mean()) + top)
     return Samples([kept], [log_ref], names=(name,))
@@ -123,7 +125,8 @@ def _pool(
 def _log_detection(
     log_p_det: Callable[[Theta], Array], theta: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    value = _in_blocks(log_p_det, theta)
+    # A method of a module with arrays cannot be jitted itself.
+    value = in_blocks(jax.jit(lambda block: log_p_det(block)), theta, _BLOCK)
     wrong = np.flatnonzero(np.isnan(value) | (value == np.inf))
     if wrong.size:
         at = ", ".join(f"{n}={x[wrong[0]]:.6g}" for n, x in theta.items())
@@ -147,15 +150,7 @@ def _log_proposal(
 
         return logsumexp(jax.lax.map(one, dict(points)), axis=0) - math.log(count)
 
-    return _in_blocks(log_q, theta)
-
-
-def _in_blocks(function: Callable[[Theta], Array], theta: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Evaluate an elementwise function some thousand points at a time, in one compiled shape."""
-    size = len(next(iter(theta.values())))
-    padded = {n: np.pad(x, (0, -size % _BLOCK), mode="edge") for n, x in theta.items()}
-    blocks = {n: jnp.asarray(x.reshape(-1, _BLOCK)) for n, x in padded.items()}
-    return np.asarray(jax.jit(lambda b: jax.lax.map(function, b))(blocks), float).reshape(-1)[:size]
+    return in_blocks(jax.jit(log_q), theta, _BLOCK)
 
 
 def _place_on_curve(columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -171,13 +166,6 @@ def _place_on_curve(columns: Sequence[np.ndarray]) -> np.ndarray:
         for cell in cells:
             place = (place << 1) | ((cell >> bit) & 1)
     return place
-
-
-def _systematic(key: Any, weight: np.ndarray, num: int) -> np.ndarray:
-    """Indices of `num` points: each as often, up to rounding, as its weight asks."""
-    cumulative = np.cumsum(weight)
-    at = (float(jax.random.uniform(key)) + np.arange(num)) / num * cumulative[-1]
-    return np.minimum(np.searchsorted(cumulative, at, side="right"), len(weight) - 1)
 
 
 class DetectedBy(eqx.Module):
