@@ -141,7 +141,7 @@ def _with_latents(target: Target, result: Result) -> Result:
 
 
 def _prior_draws(model: HierarchicalModel, key: Any, num: int) -> dict[str, np.ndarray]:
-    draws = model.prior.complete(model.prior.sample(key, (num,)))
+    draws = model.prior.complete(jax.jit(lambda k: model.prior.sample(k, (num,)))(key))
     return {name: np.broadcast_to(np.asarray(x, float), (num,)) for name, x in draws.items()}
 
 

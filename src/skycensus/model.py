@@ -84,12 +84,15 @@ class HierarchicalModel:
         self.rate = rate
         self.log_exposure = log_exposure
         self.max_variance = max_variance
-        point = self.prior.complete(self.prior.sample(jax.random.key(0)))
-        # Names that only ties use are none of the population's.
-        example = {name: point[name] for name in (*needed, *optional) if name in point}
+        parts = (likelihood, selection)
+        example = {}
+        if any(hasattr(part, "stage") for part in parts):
+            # Compiled as one: a draw by itself is dozens of small programs.
+            point = self.prior.complete(jax.jit(self.prior.sample)(jax.random.key(0)))
+            # Names that only ties use are none of the population's.
+            example = {name: point[name] for name in (*needed, *optional) if name in point}
         self._parts = [
-            None if part is None else _stage(part, population, example)
-            for part in (likelihood, selection)
+            None if part is None else _stage(part, population, example) for part in parts
         ]
 
     def with_parts(self, likelihood: Likelihood, selection: Likelihood | None) -> HierarchicalModel:
@@ -187,8 +190,11 @@ class HierarchicalModel:
 
     def _has_moving_edges(self) -> bool:
         """Whether hyperparameters decide which draws lie inside the population's support."""
+        parts = [part for part in self.data if hasattr(part, "inside")]
+        if not parts:
+            return False
         points = self.prior.sample(jax.random.key(0), (8,))
-        for part in (p for p in self.data if hasattr(p, "inside")):
+        for part in parts:
             counts = jax.jit(lambda h, p: jax.lax.map(p.inside, h))(
                 jax.vmap(self.prior.complete)(points), part
             )
