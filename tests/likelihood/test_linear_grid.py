@@ -10,7 +10,6 @@ from scipy.stats import multivariate_normal, norm
 
 from skycensus import HierarchicalModel, InputError, Joint, Prior
 from skycensus.likelihood.linear_grid import LinearGrid
-from skycensus.likelihood.modes import mode_coverage
 
 # y = a exp(-rate t) + b, with objects of different numbers of rows and nodes.
 RNG = np.random.default_rng(11)
@@ -150,27 +149,6 @@ def test_noise_that_depends_on_a_parameter_and_known_columns():
         for w, s in zip(share, jitter, strict=True)
     )
     np.testing.assert_allclose(got, np.log([one, two]), rtol=1e-10)
-
-
-def test_coverage_is_the_probability_of_what_a_chain_visited():
-    h = {"k": jnp.array([2.5, 2.0]), "mean": jnp.array([1.5, 1.0])}
-    p = [
-        np.mean([np.exp(e - logsumexp(e)) for e in (exact(i, dict(k=k, mean=m)) for k, m in
-        ((2.5, 1.5), (2.0, 1.0)))], axis=0) for i in range(3)
-    ]  # fmt: skip
-    visited = np.array([[0.5, 0.5, 0.5], [0.6, 3.0, 0.6]])
-    got = mode_coverage(FORM, population, h, {"rate": visited}, reach=10.0)
-    for i in range(3):
-        near = np.abs(RATE[i][:, None] - visited[:, i]).min(axis=1) <= 10.0 * STEP[i]
-        np.testing.assert_allclose(got[i], p[i] @ near, rtol=1e-9)
-    everywhere = np.linspace(0, 4, 100)[:, None] + np.zeros(3)
-    np.testing.assert_allclose(
-        mode_coverage(FORM, population, h, {"rate": everywhere}), 1.0, rtol=1e-12
-    )
-    with pytest.raises(InputError, match="give one parameter of those"):
-        mode_coverage(FORM, population, h, {"period": visited})
-    with pytest.raises(InputError, match=r"shape \(2, 2\)"):
-        mode_coverage(FORM, population, h, {"rate": visited[:, :2]})
 
 
 BAD = {

@@ -13,7 +13,6 @@ from astropy.time import Time
 from scipy.special import logsumexp
 
 from skycensus import InputError, Joint
-from skycensus.likelihood.modes import mode_coverage
 from skycensus.stars.radial_velocity import (
     Jitter,
     Velocities,
@@ -144,20 +143,6 @@ def test_sparse_binaries_in_all_their_modes(sparse, reference):
     density = lnp_population({"mu": 2.3, "lnsigma": -0.7})
     error = resolution_error(stars, density, periods=(1.5, 60.0))
     assert np.abs(error).max() < 1e-4
-
-
-def test_coverage_finds_a_chain_in_a_wrong_period(sparse):
-    stars, true = sparse
-    form = circular_orbits(stars, periods=(1.5, 60.0))
-    density = lnp_population({"mu": 2.3, "lnsigma": -0.7})
-    mean, _ = node_moments(form, density, "lnP")
-    single = np.abs(mean - true) < 1e-2  # stars with one mode worth speaking of
-    visited = np.where(single, mean, true)[None] + np.zeros((4, 1))
-    visited[:, 0] = true[0] - 0.3
-    h = {"mu": np.array([2.2, 2.4]), "lnsigma": np.array([-0.7, -0.7])}
-    covered = mode_coverage(form, lnp_population, h, {"lnP": visited})
-    assert covered[0] < 1e-6
-    assert np.median(covered[1:]) > 0.999
 
 
 # ---- few epochs, jitter --------------------------------------------------------------------------
