@@ -23,10 +23,10 @@ from ..likelihood import Samples
 from ..likelihood.proposals import selection_by_function
 from ..model import HierarchicalModel, Hyperparameters
 from ..output import Inference
-from . import Config, as_run
+from . import Config
 from .gw_plan import noise_of, plan_events, plan_selection, years
 from .names import load_function
-from .plan import Plan, make_plan, resolved
+from .plan import Plan, make_plan, resolved, settings
 
 
 def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inference:
@@ -53,24 +53,14 @@ def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inf
     )
     model = make(_samples(events, data.dtype))
     model, dropped = _with_usable_events(model, make, events, plan, jax.random.fold_in(key, 2))
-    output = plan.section("output")
     return Inference(
         model=model,
         sampler=plan.sampler or choose_sampler(model),
-        seed=config.seed,
-        truth=plan.truth,
         derived=_local_rate if "redshift" in plan.parameters else None,
-        inputs=plan.inputs,
-        config=as_run(config),
         dropped=dropped,
         min_n_eff=data.min_n_eff,
         seconds_reading=time.perf_counter() - began,
-        num_prior_draws=output.num_prior_draws,
-        num_marginal_draws=output.num_marginal_draws,
-        num_object_draws=output.num_object_draws,
-        figures=output.figures,
-        figure_formats=tuple(output.figure_formats),
-        provenance=dict(provenance or {}),
+        **settings(plan, provenance),
     )
 
 

@@ -16,7 +16,7 @@ from ..gw.tables import file_hash
 from ..likelihood import LogMarginal
 from ..model import HierarchicalModel, hyperparameter_names
 from ..prior import Prior
-from . import Config, collecting, data_kind
+from . import Config, as_run, collecting, data_kind
 from .names import COSMOLOGIES, FAMILIES, load_function, make_population, parameters_of
 from .schema import Model, fill
 
@@ -83,6 +83,23 @@ def make_plan(config: Config, *more: Callable[[Plan], None]) -> Plan:
     if plan.problems:
         raise InputError("\n".join(plan.problems))
     return plan
+
+
+def settings(plan: Plan, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields of an `output.Inference` that do not depend on the kind of data."""
+    output = plan.section("output")
+    return {
+        "seed": plan.config.seed,
+        "truth": plan.truth,
+        "inputs": plan.inputs,
+        "config": as_run(plan.config),
+        "num_prior_draws": output.num_prior_draws,
+        "num_marginal_draws": output.num_marginal_draws,
+        "num_object_draws": output.num_object_draws,
+        "figures": output.figures,
+        "figure_formats": tuple(output.figure_formats),
+        "provenance": dict(provenance or {}),
+    }
 
 
 def _plan_cosmology(plan: Plan) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 
 from ..analysis import choose_sampler
 from ..errors import InputError
+from ..gw.tables import file_hash
 from ..model import HierarchicalModel
 from ..output import Inference
-from . import Config, as_run, collecting, data_kind
-from .plan import Plan, make_plan
+from . import Config, collecting, data_kind
+from .plan import Plan, make_plan, settings
 
 
 def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inference:
@@ -23,34 +24,22 @@ def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inf
     Raises:
         InputError: every problem of the config at once; then the first problem of the data.
     """
-    from ..stars.tables import sha256
-
     began = time.perf_counter()
     plan = make_plan(config, _plan_file)
     assert plan.population is not None and plan.prior is not None
     path = config.data_path
     kind = data_kind(config.raw)
     likelihood, more = _READERS[kind](path, plan.section("data"), plan.parameters)
-    plan.inputs[str(path)] = sha256(path)
+    plan.inputs[str(path)] = file_hash(path)
     model = HierarchicalModel(plan.prior, plan.population, likelihood, rate=plan.rate)
-    output = plan.section("output")
     return Inference(
         labels=_LABELS | (_LINE_LABELS if kind == "points" else {}),
         more_figures=more,
         model=model,
         sampler=plan.sampler or choose_sampler(model),
-        seed=config.seed,
-        truth=plan.truth,
         derived=_derived(plan),
-        inputs=plan.inputs,
-        config=as_run(config),
         seconds_reading=time.perf_counter() - began,
-        num_prior_draws=output.num_prior_draws,
-        num_marginal_draws=output.num_marginal_draws,
-        num_object_draws=output.num_object_draws,
-        figures=output.figures,
-        figure_formats=tuple(output.figure_formats),
-        provenance=dict(provenance or {}),
+        **settings(plan, provenance),
     )
 
 

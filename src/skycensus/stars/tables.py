@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,11 +55,6 @@ def read_table(path: str | Path) -> Table:
             f"'{path}' cannot be read as a table ({type(error).__name__}: {error}); give FITS, "
             "ECSV or CSV, with the ending that its format has."
         ) from None
-
-
-def sha256(path: str | Path) -> str:
-    """The hash of a file, for the record."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def columns_of(
