@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from skycensus import plots
 from skycensus.errors import InputError
 from skycensus.plots import draws
+from skycensus.plots.velocities import phase_folded
 from skycensus.result import Result, Status
 
 
@@ -190,3 +191,24 @@ def test_no_global_state(result):
     from matplotlib import pyplot
 
     assert not pyplot.get_fignums()
+
+
+def test_velocities_are_folded_with_the_best_of_the_drawn_periods():
+    rng = np.random.default_rng(2)
+    time = np.sort(rng.uniform(0, 100, 12))
+    velocity = 5.0 * np.cos(2 * np.pi * time / 7.0) + 1.0
+    draws = {
+        "P": np.array([[7.0], [3.1], [7.001]]),
+        "a": np.full((3, 1), 5.0),
+        "b": np.zeros((3, 1)),
+        "v0": np.ones((3, 1)),
+    }
+    figure = phase_folded(["star"], [time], [velocity], [np.full(12, 0.1)], draws)
+    axes = figure.axes[0]
+    assert axes.get_title() == "star, 7 d"
+    # The best orbit passes through the data, and the draw in another mode is not shown.
+    curves = [line for line in axes.lines if len(line.get_xdata()) == 201]
+    assert len(curves) == 3
+    best = curves[-1]
+    at = np.interp(time / 7.0 % 1.0, best.get_xdata(), best.get_ydata())
+    np.testing.assert_allclose(at, velocity, atol=0.01)

@@ -14,6 +14,7 @@ from jax import Array
 from .errors import InputError
 from .likelihood import LogMarginal
 from .likelihood.coordinates import Coordinates
+from .likelihood.formula import check_parameters
 from .likelihood.latent import Centring, Latent, envelope, fit, place
 from .model import HierarchicalModel, Target
 from .samplers.tempering import next_temperature
@@ -45,7 +46,7 @@ class LatentTarget(Target):
         self._model, self.prior, self.smooth = model, model.prior, None
         example = model.prior.complete(model.prior.sample(jax.random.key(0)))
         coordinates = Coordinates(envelope(model.population(example)))
-        form.check_parameters((*coordinates.names, *form.given))
+        check_parameters("Latent", form.parameters, (*coordinates.names, *form.given))
         self.latents = {
             name: tuple(f"{name}[{label}]" for label in form.names) for name in coordinates.names
         }

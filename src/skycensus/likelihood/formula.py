@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 
 LogLikelihood = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 """`log_likelihood(theta, data) -> scalar` of one object: names -> scalars, names -> its rows."""
@@ -174,3 +174,13 @@ def _kind(value: Any) -> str:
     if isinstance(value, jax.Array):
         return f"an array of {value.dtype}"
     return f"a Python {type(value).__name__}"
+
+
+def check_parameters(form: str, parameters: Sequence[str], names: Sequence[str]) -> None:
+    """Raise `InputError` where the formula looks up what the population is not over."""
+    for name in parameters:
+        if name not in names:
+            raise InputError(
+                f"{form}: log_likelihood needs theta['{name}'], but the population is over "
+                f"{list(names)}{did_you_mean(name, names)}; give it a factor of that name."
+            )

@@ -100,15 +100,6 @@ class Latent(eqx.Module):
             "them from the result's latents (skycensus.objects.object_posteriors does)."
         )
 
-    def check_parameters(self, names: Sequence[str]) -> None:
-        """Raise `InputError` where the formula looks up what the population is not over."""
-        for name in self.parameters:
-            if name not in names:
-                raise InputError(
-                    f"Latent: log_likelihood needs theta['{name}'], but the population is over "
-                    f"{list(names)}; give it a factor of that name."
-                )
-
 
 # ---- coordinates of one object -------------------------------------------------------------------
 

@@ -13,10 +13,10 @@ import numpy as np
 from jax import Array
 
 from ..density import Density, logsumexp
-from ..errors import InputError, did_you_mean
+from ..errors import InputError
 from . import LogMarginal
 from .coordinates import Coordinates, Place, Point
-from .formula import LogLikelihood, Row, check_formula, check_objects
+from .formula import LogLikelihood, Row, check_formula, check_objects, check_parameters
 from .leaves import draw_over_leaves, sum_over_leaves
 from .placement import Placed, over_nodes, place
 from .staging import stage
@@ -201,12 +201,7 @@ class Quadrature(eqx.Module):
                 f"Quadrature integrates over one or two parameters, but the population has "
                 f"{list(names)}; keep them in the sampler (Latent) or tabulate (Grid)."
             )
-        for name in self.parameters:
-            if name not in names:
-                raise InputError(
-                    f"Quadrature: log_likelihood needs theta['{name}'], but the population is over "
-                    f"{list(names)}{did_you_mean(name, names)}; give it a factor of that name."
-                )
+        check_parameters("Quadrature", self.parameters, names)
         for name in self.given:
             if name in names:
                 raise InputError(
