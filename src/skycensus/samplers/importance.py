@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.special import logsumexp
 
 from ..diagnostics import GOALS, diagnose
 from ..errors import InputError
@@ -16,7 +15,7 @@ from ..model import Target
 from ..result import Result
 from ..weights import kish, log_mean_weight, pareto_smooth
 from . import Progress, evaluate, named_draws, prior_points
-from .laplace import find_modes
+from .laplace import Mode, find_modes
 from .student_t import StudentTMixture, fit
 from .tempering import next_temperature
 
@@ -99,35 +98,38 @@ class ImportanceSampler:
         self, target: Target, key: Any, rng: np.random.Generator, progress: Progress | None
     ) -> tuple[StudentTMixture, int]:
         """The proposal for the final stage, and how many evaluations it has cost."""
-        if not self.laplace or target.smooth is not None:
-            start = self._points(target, prior_points(target, key, 2 * self.num_adapt))
-            return self._adapt(target, rng, start, progress)
         start = self._points(target, prior_points(target, key, self.num_adapt))
         x, log_l, log_p = start
         used = len(x)
+        laplace = None
+        if self.laplace and target.smooth is None and np.isfinite(log_l).any():
 
-        def log_density(x: np.ndarray) -> np.ndarray:
-            nonlocal used
-            used += len(x)
-            return np.sum(evaluate(target, x), axis=0)
+            def log_density(x: np.ndarray) -> np.ndarray:
+                nonlocal used
+                used += len(x)
+                return np.sum(evaluate(target, x), axis=0)
 
-        if progress:
-            progress(0, self.max_adapt_steps, "looking for the mode")
-        modes = find_modes(log_density, x, log_l + log_p, log_p) if np.isfinite(log_l).any() else []
-        if len(modes) == 1 and modes[0].converged:
-            mode = modes[0]
-            cholesky = np.linalg.cholesky(mode.scale @ mode.scale.T)
-            proposal = StudentTMixture(np.ones(1), mode.x[None], cholesky[None], self.dof)
-            new = proposal.sample(rng, _NUM_TRIALS)
-            log_weight = log_density(new) - proposal.log_prob(new)
-            k_hat = pareto_smooth(log_weight)[1] if np.isfinite(log_weight).any() else np.inf
-            if k_hat < 0.5 and kish(log_weight) > 0.3 * len(new):
-                return proposal, used
+            if progress:
+                progress(0, self.max_adapt_steps, "looking for the mode")
+            modes = find_modes(log_density, x, log_l + log_p, log_p)
+            laplace = self._around(modes)
+            if len(modes) == 1 and modes[0].converged:
+                new = laplace.sample(rng, _NUM_TRIALS)
+                log_weight = log_density(new) - laplace.log_prob(new)
+                k_hat = pareto_smooth(log_weight)[1] if np.isfinite(log_weight).any() else np.inf
+                if k_hat < 0.5 and kish(log_weight) > 0.3 * len(new):
+                    return laplace, used
         more = prior_points(target, jax.random.fold_in(key, 1), self.num_adapt)
         both = zip(start, self._points(target, more), strict=True)
         every = tuple(np.concatenate(pair) for pair in both)
-        proposal, adapted = self._adapt(target, rng, every, progress)
+        proposal, adapted = self._adapt(target, rng, every, laplace, progress)
         return proposal, used - len(x) + adapted
+
+    def _around(self, modes: list[Mode]) -> StudentTMixture:
+        """A component at every mode, all alike: their masses are not known yet."""
+        loc = np.array([mode.x for mode in modes])
+        cholesky = np.array([np.linalg.cholesky(mode.scale @ mode.scale.T) for mode in modes])
+        return StudentTMixture(np.full(len(modes), 1 / len(modes)), loc, cholesky, self.dof)
 
     @staticmethod
     def _points(target: Target, x: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -138,11 +140,14 @@ class ImportanceSampler:
         target: Target,
         rng: np.random.Generator,
         start: tuple[np.ndarray, ...],
+        first: StudentTMixture | None,
         progress: Progress | None,
     ) -> tuple[StudentTMixture, int]:
         """Follow the tempered posterior to the posterior; return the proposal and what it cost.
 
-        `start` are draws of the prior with their log likelihoods and log priors.
+        `start` are draws of the prior with their log likelihoods and log priors. Points of `first`
+        join them: a way that cools from the prior alone takes long to reach a mode which most of
+        the prior does not know of.
         """
         x, log_l, log_p = start
         if not np.isfinite(log_l).any():
@@ -150,29 +155,33 @@ class ImportanceSampler:
                 f"none of {len(x)} prior draws has a likelihood: every one leaves some object "
                 "outside the population; use a prior nearer to the data, or raise num_adapt."
             )
-        # Every point's weight is against the mixture of all proposals that made points so far.
-        counts = [len(x)]
+        # Every point's weight is against the mixture of all that made points so far: `log_q` is
+        # the log of their densities, each times the number of points that it made, added up.
+        log_q = log_p + np.log(len(x))
+        num_prior = len(x)
         proposals: list[StudentTMixture] = []
-        beta, before = 0.0, 0.0
+        proposal, beta, before, share = first, 0.0, 0.0, 0.0
         for step in range(self.max_adapt_steps):
-            log_base = log_p - _log_mixture(x, log_p, proposals, counts)
-            beta = next_temperature(beta, log_l, log_base, goal=self.num_adapt / 4)
-            proposal = self._fit(rng, x, beta * log_l + log_base)
-            if progress:
-                progress(step + 1, self.max_adapt_steps, f"adapting (temperature {beta:.2g})")
-            new = proposal.sample(rng, self.num_adapt)
-            new_l, new_p = evaluate(target, new)
-            share = kish(new_l + new_p - proposal.log_prob(new)) / len(new)
-            x = np.concatenate([x, new])
-            log_l, log_p = np.append(log_l, new_l), np.append(log_p, new_p)
-            proposals.append(proposal)
-            counts.append(len(new))
+            if proposal is not None:
+                new = proposal.sample(rng, self.num_adapt)
+                new_l, new_p = evaluate(target, new)
+                share = kish(new_l + new_p - proposal.log_prob(new)) / len(new)
+                proposals.append(proposal)
+                made = [q.log_prob(new) + np.log(self.num_adapt) for q in proposals]
+                new_q = np.logaddexp.reduce([new_p + np.log(num_prior), *made])
+                log_q = np.logaddexp(log_q, proposal.log_prob(x) + np.log(self.num_adapt))
+                x, log_q = np.concatenate([x, new]), np.append(log_q, new_q)
+                log_l, log_p = np.append(log_l, new_l), np.append(log_p, new_p)
             # At the posterior, stop when another step has not made the proposal better.
             if beta == 1.0 and share < 1.1 * before:
                 break
             before = share if beta == 1.0 else 0.0
-        log_base = log_p - _log_mixture(x, log_p, proposals, counts)
-        return self._fit(rng, x, log_l + log_base), len(x)
+            log_base = log_p - log_q
+            beta = next_temperature(beta, log_l, log_base, goal=self.num_adapt / 4)
+            proposal = self._fit(rng, x, beta * log_l + log_base)
+            if progress:
+                progress(step + 1, self.max_adapt_steps, f"adapting (temperature {beta:.2g})")
+        return self._fit(rng, x, log_l + log_p - log_q), len(x)
 
     def _fit(
         self, rng: np.random.Generator, x: np.ndarray, log_weight: np.ndarray
@@ -206,11 +215,3 @@ class ImportanceSampler:
             # As many again as the rate so far says are missing.
             size = int(np.clip(1.1 * total * (self.target_ess / n_eff - 1), 500, 4 * total))
         return np.concatenate(xs), np.concatenate(weights), np.concatenate(likelihoods)
-
-
-def _log_mixture(
-    x: np.ndarray, log_prior: np.ndarray, proposals: list[StudentTMixture], counts: list[int]
-) -> np.ndarray:
-    """Log density of prior and proposals, mixed in proportion to the points that they made."""
-    log_q = np.stack([log_prior, *(proposal.log_prob(x) for proposal in proposals)], axis=1)
-    return logsumexp(log_q + np.log(np.array(counts) / sum(counts)), axis=1)

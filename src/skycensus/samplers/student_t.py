@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import gammaincinv, gammaln, logsumexp, ndtri
+from scipy.special import gammaincinv, gammaln, ndtri
 from scipy.stats import qmc
+
+
+# Points that weigh less than so much of the heaviest one tell a fit nothing, and cost as much.
+_NEGLIGIBLE = 1e-9
+# A fit has settled when a step gains less mean log density than this.
+_SETTLED = 1e-4
 
 
 @dataclass(frozen=True)
@@ -26,21 +32,20 @@ class StudentTMixture:
         return self.loc.shape[1]
 
     def _log_terms(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log density of each component, (n, k), and the squared Mahalanobis distances."""
+        """Log density of each component, (k, n), and the squared Mahalanobis distances."""
         d, nu = self.dim, self.dof
         const = gammaln((nu + d) / 2) - gammaln(nu / 2) - 0.5 * d * np.log(nu * np.pi)
-        distance = np.empty((len(x), len(self.weight)))
-        log_det = np.empty(len(self.weight))
-        for k, (mu, low) in enumerate(zip(self.loc, self.cholesky, strict=True)):
-            z = np.linalg.solve(low, (x - mu).T)
-            distance[:, k] = np.sum(z * z, axis=0)
-            log_det[k] = np.sum(np.log(np.diag(low)))
-        log_t = const - log_det - 0.5 * (nu + d) * np.log1p(distance / nu)
-        return log_t + np.log(self.weight), distance
+        # Triangular and small: inverted once, a whitening is one product for all points.
+        whiten = np.linalg.inv(self.cholesky)
+        z = whiten @ x.T - whiten @ self.loc[:, :, None]
+        distance = np.einsum("kdn,kdn->kn", z, z)
+        log_det = np.sum(np.log(np.diagonal(self.cholesky, axis1=1, axis2=2)), axis=1)
+        log_t = -0.5 * (nu + d) * np.log1p(distance / nu)
+        return log_t + (const - log_det + np.log(self.weight))[:, None], distance
 
     def log_prob(self, x: np.ndarray) -> np.ndarray:
         """Log density at points (n, dim)."""
-        return logsumexp(self._log_terms(x)[0], axis=1)
+        return np.logaddexp.reduce(self._log_terms(x)[0], axis=0)
 
     def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
         """Draw `num` points, spread more evenly than independent ones would be.
@@ -72,7 +77,8 @@ def fit(
 
     Components that come to hold too few effective points for a covariance are dropped.
     """
-    weight = weight / weight.sum()
+    used = weight > _NEGLIGIBLE * weight.max()
+    x, weight = x[used], weight[used] / weight[used].sum()
     dim = x.shape[1]
     mean = weight @ x
     cov = _covariance(x, weight, mean)
@@ -83,31 +89,39 @@ def fit(
         np.repeat(np.linalg.cholesky(cov / len(start) ** (2 / dim))[None], len(start), 0),
         dof,
     )
+    before = -np.inf
     for _ in range(num_iterations):
         log_terms, distance = mixture._log_terms(x)
-        share = np.exp(log_terms - logsumexp(log_terms, axis=1, keepdims=True)) * weight[:, None]
-        # Far points pull less: the t's own down-weighting.
-        pull = share * (dof + dim) / (dof + distance)
-        total = share.sum(0)
-        effective = total**2 / np.maximum((share**2).sum(0), 1e-300)
-        keep = (effective > 2 * (dim + 1)) & (total > 1e-3)
-        if not keep.any():
-            keep = total == total.max()
-        loc, chol = [], []
-        for k in np.flatnonzero(keep):
-            w = pull[:, k] / pull[:, k].sum()
-            mu = w @ x
-            centred = x - mu
-            scatter = (pull[:, k, None] * centred).T @ centred / total[k]
-            # A little of the whole keeps a component with few points from collapsing.
-            shrink = min(0.5, (dim + 1) / effective[k])
-            scatter = (1 - shrink) * scatter + shrink * cov * total[k]
-            loc.append(mu)
-            chol.append(np.linalg.cholesky(scatter + 1e-12 * np.trace(cov) / dim * np.eye(dim)))
-        mixture = StudentTMixture(
-            total[keep] / total[keep].sum(), np.array(loc), np.array(chol), dof
-        )
+        log_prob = np.logaddexp.reduce(log_terms, axis=0)
+        score = weight @ log_prob
+        if score - before < _SETTLED:
+            break
+        before = score
+        share = np.exp(log_terms - log_prob) * weight
+        mixture = _maximised(x, share, (dof + dim) / (dof + distance), cov, dof)
     return mixture
+
+
+def _maximised(
+    x: np.ndarray, share: np.ndarray, pull: np.ndarray, cov: np.ndarray, dof: float
+) -> StudentTMixture:
+    """The mixture whose components own `share` (k, n) of the points and feel `pull` of each."""
+    dim = x.shape[1]
+    total = share.sum(axis=1)
+    effective = total**2 / np.maximum((share**2).sum(axis=1), 1e-300)
+    keep = (effective > 2 * (dim + 1)) & (total > 1e-3)
+    if not keep.any():
+        keep = total == total.max()
+    # Far points pull less: the t's own down-weighting.
+    pull, total = (share * pull)[keep], total[keep]
+    loc = pull @ x / pull.sum(axis=1)[:, None]
+    centred = x - loc[:, None, :]
+    scatter = np.swapaxes(pull[:, :, None] * centred, 1, 2) @ centred / total[:, None, None]
+    # A little of the whole keeps a component with few points from collapsing.
+    shrink = np.minimum(0.5, (dim + 1) / effective[keep])[:, None, None]
+    scatter = (1 - shrink) * scatter + shrink * cov * total[:, None, None]
+    scatter += 1e-12 * np.trace(cov) / dim * np.eye(dim)
+    return StudentTMixture(total / total.sum(), loc, np.linalg.cholesky(scatter), dof)
 
 
 def _covariance(x: np.ndarray, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
