@@ -11,11 +11,13 @@ import numpyro.distributions as dist
 
 from skycensus import (
     NUTS,
+    Dynesty,
     FlowMCMC,
     Grid,
     ImportanceSampler,
     Joint,
     Mixture,
+    Nested,
     PowerLaw,
     QuadratureSampler,
     Samples,
@@ -190,4 +192,6 @@ SAMPLERS: dict[str, Any] = {
         num_chains=10, num_training_loops=2, num_production_loops=4, num_start=256, num_epochs=3
     ),
     "quadrature": QuadratureSampler(),
+    "nested": Nested(num_live=300),
+    "dynesty": Dynesty(num_live=150),
 }

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 # Imported on first use: `skycensus --help` must not wait for JAX.
 _HOMES = {
+    "Dynesty": "samplers",
     "FlowMCMC": "samplers",
     "Gaussian": "likelihood",
     "Grid": "likelihood",
@@ -22,6 +23,7 @@ _HOMES = {
     "LogMarginal": "likelihood",
     "Mixture": "density",
     "NUTS": "samplers",
+    "Nested": "samplers",
     "PowerLaw": "distributions",
     "Prior": "prior",
     "Quadrature": "likelihood",

@@ -109,8 +109,24 @@ def _weighted_ess(f: np.ndarray, weight: np.ndarray) -> float:
     u = weight * f
     if np.ptp(u) == 0:
         return float("nan")
-    error_squared = np.var(u) / float(_array_stats().ess(u, method="mean"))
+    error_squared = np.var(u) / (u.size if _independent(u) else _chain_ess(u))
     return float(np.mean(weight * f**2) / error_squared)
+
+
+def _chain_ess(u: np.ndarray) -> float:
+    return float(_array_stats().ess(u, method="mean"))
+
+
+def _independent(u: np.ndarray) -> bool:
+    """Whether a single chain shows no correlation from each draw to the next.
+
+    That of a Markov chain is the largest of all; without it there is nothing to add up, and ArviZ,
+    which takes a second to import, is not needed.
+    """
+    if len(u) > 1:
+        return False
+    v = u[0] - u.mean()
+    return bool(abs(v[1:] @ v[:-1]) < 3.0 * (v @ v) / np.sqrt(v.size))
 
 
 def _normal_score(x: np.ndarray, weight: np.ndarray) -> np.ndarray:

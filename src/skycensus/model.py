@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
-from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
+from .checkpoint import Record
 from .density import Population
 from .errors import InputError
 from .likelihood import Likelihood, LogMarginal
@@ -21,6 +21,9 @@ from .likelihood.latent import Latent
 from .prior import Prior
 
 Hyperparameters = Mapping[str, Any]
+
+# From so many objects on, a sampler may take a shortcut, and look at so many of them first.
+_MANY_OBJECTS, _FEW_OBJECTS = 50_000, 4096
 
 
 class LogLikelihood(NamedTuple):
@@ -174,6 +177,35 @@ class HierarchicalModel:
             lambda free, data: self.penalised_log_likelihood(self.prior.complete(free), data),
             data=self.data,
             smooth=self._smooth_target if self._has_moving_edges() else None,
+            shortcut=Shortcut(self._coarse_target, self._near_target) if self._many() else None,
+        )
+
+    def _many(self) -> bool:
+        """Whether there are so many objects that a shortcut pays, and the form has one."""
+        sum_of_objects = self.selection is None and self.rate == "shape"
+        many = len(self.likelihood.names) > _MANY_OBJECTS
+        return many and sum_of_objects and hasattr(self.likelihood, "tabulated")
+
+    def _coarse_target(self) -> Target:
+        form: Any = self.likelihood
+        few = self.with_parts(form.some(_FEW_OBJECTS), None)
+        power = len(form.names) / _FEW_OBJECTS
+        return Target(
+            self.prior,
+            lambda free, data: power * few.log_likelihood(self.prior.complete(free), data).value,
+            data=few.data,
+        )
+
+    def _near_target(self, free: Hyperparameters) -> Target | None:
+        form: Any = self.likelihood
+        tables = form.tabulated(self.population, self.prior.complete(free))
+        if tables is None:
+            return None
+        near = self.with_parts(tables, None)
+        return Target(
+            self.prior,
+            lambda free, data: near.log_likelihood(self.prior.complete(free), data).value,
+            data=near.data,
         )
 
     def _smooth_target(self) -> Target:
@@ -203,6 +235,19 @@ class HierarchicalModel:
         return False
 
 
+class Shortcut(NamedTuple):
+    """Cheaper versions of a target with very many objects, in the same coordinates.
+
+    Attributes:
+        coarse: of every n-th object, each counted n times: where the modes are, roughly.
+        near: parameters by name -> the target as it is near them, to be checked against the target
+            itself; None where there is none.
+    """
+
+    coarse: Callable[[], Target]
+    near: Callable[[Hyperparameters], Target | None]
+
+
 class Target:
     r"""What a sampler sees: a prior, a log likelihood, and the way to unconstrained coordinates.
 
@@ -215,16 +260,20 @@ class Target:
         log_likelihood: (free parameters by name, data) -> scalar.
         data: any pytree of arrays.
         smooth: makes a smooth approximation of this target, in the same coordinates, if it jumps.
+        shortcut: cheaper versions of it, where there are any.
 
     Attributes:
         latents: parameters of the objects among those of `constrain`, name -> labels of entries.
         num_latent: how many of the last coordinates belong to them.
         object_names: of the objects that they are of.
+        record: where `samplers.evaluate` keeps what it has computed, in a run that may be resumed.
     """
 
     latents: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     num_latent = 0
     object_names: tuple[str, ...] = ()
+    record: Record | None = None
+    shortcut: Shortcut | None = None
 
     def __init__(
         self,
@@ -233,10 +282,12 @@ class Target:
         *,
         data: Any = None,
         smooth: Callable[[], Target] | None = None,
+        shortcut: Shortcut | None = None,
     ):
         self.prior = prior
         self.data = data
         self.smooth = smooth
+        self.shortcut = shortcut
         self._log_likelihood = log_likelihood
         self._transforms = {n: biject_to(d.support) for n, d in prior.free.items()}
 
@@ -258,7 +309,9 @@ class Target:
         depend on each other; the prior and the likelihood are then not separated, so the evidence
         is that of the joint density.
         """
-        return _NumpyroTarget(model, args, kwargs)
+        from .numpyro_target import NumpyroTarget
+
+        return NumpyroTarget(model, args, kwargs)
 
     def compiled(self, name: str, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         """The jitted function `make()`, kept under `name`: compiled once for a target."""
@@ -293,7 +346,11 @@ class Target:
 
     def log_likelihood(self, x: Array, data: Any = None) -> Array:
         """Log likelihood at the unconstrained point."""
-        return self._log_likelihood(self.constrain(x), self.data if data is None else data)
+        return self.log_likelihood_at(self.constrain(x), data)
+
+    def log_likelihood_at(self, free: Mapping[str, Any], data: Any = None) -> Array:
+        """Log likelihood at parameters by name."""
+        return self._log_likelihood(dict(free), self.data if data is None else data)
 
     def log_density(self, x: Array, data: Any = None) -> Array:
         """Log prior plus log likelihood at the unconstrained point."""
@@ -307,55 +364,50 @@ class Target:
         """Unconstrained points, (num, dim), among which chains may choose their starts."""
         return self.sample_prior(key, num)
 
+    def from_unit_cube(self, u: Array) -> dict[str, Array]:
+        """Parameters by name at `u` (dim,) in the unit cube, on which the prior is uniform.
 
-class _NumpyroTarget(Target):
-    """A target made from a NumPyro model; see `Target.from_numpyro`."""
+        Raises:
+            InputError: a prior without a known transform, naming it.
+        """
+        return self.prior.from_unit_cube(u)
 
-    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
-        from numpyro.infer.util import initialize_model
+    def in_unit_cube(self) -> Target:
+        """This target with the points of the unit cube as coordinates, see `from_unit_cube`.
 
-        info = initialize_model(
-            jax.random.key(0), model, model_args=args, model_kwargs=kwargs, validate_grad=False
-        )
-        self._potential, self._postprocess = info.potential_fn, info.postprocess_fn
-        self._model, self._args, self._kwargs = model, args, kwargs
-        flat, self._unravel = ravel_pytree(info.param_info.z)
-        self.dim = int(flat.size)
-        self.data = None
+        Its prior density is one inside the cube. Outside nothing is defined.
+        """
+        return self.__dict__.setdefault("_in_unit_cube", _InUnitCube(self))
+
+
+class _InUnitCube(Target):
+    """A target in coordinates in which the prior is uniform; see `Target.in_unit_cube`."""
+
+    def __init__(self, target: Target):
+        self._target = target
+        self.prior, self.data, self.dim = target.prior, target.data, target.dim
         self.smooth = None
-        self.prior = Prior({})
-        self._site_names = tuple(info.param_info.z)
+        # A prior without a transform is told of here, not from within compiled code.
+        jax.eval_shape(self.constrain, jnp.zeros(self.dim))
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self._site_names
+        return self._target.names
 
     def constrain(self, x: Array) -> dict[str, Array]:
-        """Sites by name, deterministic ones included."""
-        with handlers.block():
-            return self._postprocess(self._unravel(x))
+        return self._target.from_unit_cube(x)
 
     def unconstrain(self, free: Mapping[str, Any]) -> Array:
-        from numpyro.infer.util import unconstrain_fn
-
-        with handlers.block():
-            raw = unconstrain_fn(self._model, self._args, self._kwargs, dict(free))
-        return ravel_pytree({n: raw[n] for n in self._site_names})[0]
+        raise NotImplementedError("nothing needs the way back into the unit cube.")
 
     def log_prior(self, x: Array) -> Array:
         return jnp.zeros(())
 
     def log_likelihood(self, x: Array, data: Any = None) -> Array:
-        del data
-        # A sampler may itself be inside a NumPyro model: its handlers must not see these sites.
-        with handlers.block():
-            return -self._potential(self._unravel(x))
+        return self._target.log_likelihood_at(self.constrain(x), data)
 
     def sample_prior(self, key: Any, num: int) -> Array:
-        from numpyro.infer import Predictive
-
-        with_shape = Predictive(self._model, num_samples=num)(key, *self._args, **self._kwargs)
-        return jax.vmap(self.unconstrain)({n: with_shape[n] for n in self._site_names})
+        return jax.random.uniform(key, (num, self.dim), minval=jnp.finfo(float).tiny)
 
 
 class _Recorder(dict[str, Any]):

@@ -9,6 +9,8 @@ shrink towards the population, the more the less an object's own data say.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .analysis import compile_clock, peak_memory
+from .blocks import in_blocks
 from .density import leaves, log_terms, logsumexp_terms
 from .errors import InputError, did_you_mean
 from .keys import generator
@@ -28,6 +31,8 @@ from .status import Status
 # Draws times objects that are kept; with more objects, fewer draws of each.
 _MOST_NUMBERS = 2 * 10**7
 _MOST_WEIGHTS = 5e7
+# Parts in which they are drawn, for as many cores.
+_PARTS = 8
 
 
 class ObjectPosteriors(NamedTuple):
@@ -37,11 +42,14 @@ class ObjectPosteriors(NamedTuple):
         names: of the objects.
         draws: parameter name -> (draw, object), of equal weight.
         membership: path of the leaf -> (object,) probability, for mixtures; else empty.
+        most_probable: parameter name -> (object,) at the maximum of the posterior density, where
+            it was sought; else empty.
     """
 
     names: tuple[str, ...]
     draws: dict[str, np.ndarray]
     membership: dict[str, np.ndarray]
+    most_probable: Mapping[str, np.ndarray] = MappingProxyType({})
 
     def of(self, name: str) -> dict[str, np.ndarray]:
         """The draws of one object, parameter name -> (draw,).
@@ -55,7 +63,10 @@ class ObjectPosteriors(NamedTuple):
         return {parameter: x[:, index] for parameter, x in self.draws.items()}
 
     def summary(self) -> dict[str, np.ndarray]:
-        """Column name -> (object,): mean, sd and 5, 16, 50, 84, 95 % of each parameter."""
+        """Column name -> (object,): mean, sd and 5, 16, 50, 84, 95 % of each parameter.
+
+        And its most probable value, `map`, and the memberships, `p`, where they are known.
+        """
         columns: dict[str, np.ndarray] = {}
         for parameter, x in self.draws.items():
             columns[f"{parameter}_mean"] = x.mean(axis=0)
@@ -63,6 +74,8 @@ class ObjectPosteriors(NamedTuple):
             levels = np.quantile(x, [0.05, 0.16, 0.5, 0.84, 0.95], axis=0)
             for label, level in zip(("5", "16", "50", "84", "95"), levels, strict=True):
                 columns[f"{parameter}_{label}"] = level
+            if parameter in self.most_probable:
+                columns[f"{parameter}_map"] = self.most_probable[parameter]
         return columns | {f"p_{path}": p for path, p in self.membership.items()}
 
 
@@ -95,26 +108,23 @@ def object_posteriors(
     most = min(_MOST_NUMBERS // max(len(form.names), 1), int(_MOST_WEIGHTS / max(cost, 1.0)))
     num = max(16, min(num_draws, most))
     hyper_key, draw_key = jax.random.split(key)
-    hyper: dict[str, Any] = dict(
-        hyperparameter_draws(result, num, key=hyper_key, prior=model.prior)
-    )
-    hyper = {name: jnp.asarray(x, float) for name, x in hyper.items()}
+    every = hyperparameter_draws(result, num, key=hyper_key, prior=model.prior)
+    hyper = {name: np.asarray(x, float) for name, x in every.items()}
 
-    def one(form: Any, h: Any, k: Any) -> Any:
-        density = model.population(h)
+    def one(form: Any, point: Any) -> Any:
+        key, hyper = point[""], {n: x for n, x in point.items() if n}
+        density = model.population(hyper)
         # Of a density that is no mixture every object is a member.
         tree = memberships(form, density) if len(leaves(density)) > 1 else {}
-        return form.draw(density, k), tree
+        return form.draw(density, jax.random.wrap_key_data(key)), tree
 
-    def many(form: Any, hyper: Any, keys: Any) -> Any:
-        return jax.lax.map(lambda each: one(form, *each), (hyper, keys))
-
-    draws, tree = jax.jit(many)(form, hyper, jax.random.split(draw_key, num))
-    return ObjectPosteriors(
-        tuple(form.names),
-        {name: np.asarray(x) for name, x in draws.items()},
-        {path: np.asarray(p).mean(axis=0) for path, p in tree.items()},
+    many = jax.jit(lambda form, points: jax.lax.map(lambda point: one(form, point), points))
+    keys = np.asarray(jax.random.key_data(jax.random.split(draw_key, num)))
+    draws, tree = in_blocks(
+        lambda points: many(form, points), {**hyper, "": keys}, -(-num // _PARTS)
     )
+    membership = {path: p.mean(axis=0) for path, p in tree.items()}
+    return ObjectPosteriors(tuple(form.names), draws, membership)
 
 
 def _from_latents(

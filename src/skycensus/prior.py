@@ -19,6 +19,7 @@ from jax import Array
 
 from .density import Joint
 from .errors import InputError, did_you_mean
+from .unit_cube import from_unit_cube, num_coordinates
 
 
 class Prior:
@@ -204,6 +205,28 @@ class Prior:
             within = jnp.where(inside[..., None], x, d.mean)
             total = total + jnp.where(inside, d.log_prob(within), -jnp.inf)
         return total
+
+    def from_unit_cube(self, u: Array) -> dict[str, Array]:
+        r"""The free hyperparameters at points of the unit cube: $F^{-1}(u)$, each from its own.
+
+        Where `u` is uniform they have the prior's distribution; see `unit_cube.from_unit_cube`.
+
+        Args:
+            u: in (0, 1), shape (..., d); a density on a simplex takes one coordinate less than it
+                has components.
+
+        Raises:
+            InputError: a distribution without a known transform, or a `u` of another size.
+        """
+        ends = np.cumsum([num_coordinates(d) for d in self.free.values()])
+        if u.shape[-1] != (ends[-1] if len(ends) else 0):
+            raise InputError(
+                f"points of the unit cube have {u.shape[-1]} coordinates; the free hyperparameters "
+                f"{list(self.names)} take {ends[-1] if len(ends) else 0}."
+            )
+        parts = jnp.split(u, ends[:-1], axis=-1)
+        pairs = zip(self.free.items(), parts, strict=True)
+        return self.split({key: from_unit_cube(key, d, part) for (key, d), part in pairs})
 
     def complete(self, free: Mapping[str, Any]) -> dict[str, Any]:
         """Add the fixed and the tied hyperparameters to the free ones."""

@@ -28,6 +28,9 @@ REMEDIES: Mapping[str, str] = MappingProxyType(
         "enough, or give the objects another form (Grid, Latent)",
         "tolerance": "the posterior is rough, or wide for its modes: raise max_nodes or tolerance, "
         "or use importance sampling or NUTS",
+        "insertion_ranks": "new points are not drawn as from the prior, which biases the "
+        "evidence: raise num_inner_steps, or num_live where modes are many",
+        "evidence": "raise max_likelihoods, or look for a likelihood without an upper bound",
         "few_draws": "their log marginals are rough: use more draws of them, or leave them out",
         "few_injections": "the selection integral is rough: use more injections, nearer to the "
         "population",

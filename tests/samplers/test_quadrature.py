@@ -8,7 +8,8 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from skycensus import InputError, Prior, Target
+from skycensus import HierarchicalModel, InputError, Joint, Prior, Target, model
+from skycensus.likelihood import Quadrature
 from skycensus.samplers import QuadratureSampler
 from skycensus.samplers.interpolated import Interpolated
 from skycensus.samplers.lattice import FIRST_SPACING, Lattice
@@ -245,3 +246,70 @@ def test_interpolated_draws_have_the_density(dim):
     np.testing.assert_allclose(draws.mean(axis=0), 0.92278433509, atol=5e-3)
     np.testing.assert_allclose(draws.std(axis=0), 0.39493406685**0.5, atol=5e-3)
     np.testing.assert_allclose(np.quantile(np.exp(draws), 0.9, axis=0), 5.32232, rtol=0.02)
+
+
+# ---- shortcuts where there are many objects ------------------------------------------------------
+
+NUM = 6000
+
+
+def many_stars(population, prior, true):
+    """A model of objects `true` measured with errors of their own size."""
+    rng = np.random.default_rng(3)
+    error = 0.3 * np.std(true) * np.exp(rng.uniform(-1, 1, NUM))
+    data = {"x": true + error * rng.normal(size=NUM), "error": error}
+
+    def log_likelihood(theta, row):
+        return dist.Normal(theta["x"], row["error"]).log_prob(row["x"])
+
+    form = Quadrature(log_likelihood, data)
+    return HierarchicalModel(Prior(prior), population, form, rate="shape")
+
+
+def both_ways(made, monkeypatch):
+    exact = QuadratureSampler().run(made.target(), jax.random.key(0))
+    monkeypatch.setattr(model, "_MANY_OBJECTS", 5000)
+    monkeypatch.setattr(model, "_FEW_OBJECTS", 300)
+    target = made.target()
+    nears = []
+    near = target.shortcut.near
+    target.shortcut = target.shortcut._replace(near=lambda h: nears.append(near(h)) or nears[-1])
+    return exact, QuadratureSampler().run(target, jax.random.key(0)), nears
+
+
+def test_a_shortcut_gives_what_the_target_gives(monkeypatch):
+    """A gamma distribution: its integrals have no closed form, and its nodes move with it."""
+    made = many_stars(
+        lambda h: Joint(x=dist.Gamma(h["shape"], h["rate"])),
+        {"shape": dist.Uniform(1.0, 20.0), "rate": dist.Uniform(0.1, 10.0)},
+        np.random.default_rng(4).gamma(5.0, 1 / 2.0, NUM),
+    )
+    exact, short, nears = both_ways(made, monkeypatch)
+    assert len(nears) == 1 and nears[0] is not None
+    assert short.status.converged
+    assert abs(short.log_evidence - exact.log_evidence) < 2e-4
+    for name, draws in exact.draws.items():
+        np.testing.assert_allclose(short.draws[name].mean(), draws.mean(), atol=1e-3 * draws.std())
+        np.testing.assert_allclose(short.draws[name].std(), draws.std(), rtol=1e-3)
+
+
+def test_a_shortcut_that_is_wrong_is_not_taken(monkeypatch):
+    """Tables on the nodes of one interval do not integrate over another one."""
+    made = many_stars(
+        lambda h: Joint(x=dist.Uniform(0.0, h["high"])),
+        {"high": dist.Uniform(0.5, 10.0)},
+        np.random.default_rng(4).uniform(0.0, 2.0, NUM),
+    )
+    exact, short, nears = both_ways(made, monkeypatch)
+    assert len(nears) == 1
+    assert short.log_evidence == exact.log_evidence
+    np.testing.assert_array_equal(short.draws["high"], exact.draws["high"])
+
+
+def test_no_shortcut_for_few_objects_or_a_selection():
+    made = many_stars(
+        lambda h: Joint(x=dist.Normal(h["mu"], 1.0)),
+        {"mu": dist.Normal(0.0, 1.0)},
+        np.random.default_rng(4).normal(size=NUM),
+    )
+    assert made.target().shortcut is None

@@ -11,10 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..blocks import over_blocks
 from ..density import Density, logsumexp
 from ..errors import InputError
 from . import LogMarginal
 from .estimator import add_up, log_sums
+from .formula import ObjectNames
+
+# Numbers in a block of rows.
+_BLOCK_SIZE = 2**14
 
 # Places within a cell at which a draw's density is evaluated.
 _CELL_POINTS = 32
@@ -67,16 +72,9 @@ class Grid(eqx.Module):
             raise InputError(
                 f"Grid: log_likelihood must be objects x nodes; got shape {table.shape}."
             )
-        rows = np.arange(len(table)) if owner is None else np.asarray(owner)
+        rows = np.arange(len(table)) if owner is None else _check_owner(owner, len(table))
         num = int(rows[-1]) + 1 if len(rows) else 0
-        if rows.shape != (len(table),) or not np.array_equal(np.unique(rows), np.arange(num)):
-            raise InputError(
-                f"Grid: owner has shape {rows.shape}; give the number of an object for each of the "
-                f"{len(table)} rows, and every object at least one."
-            )
-        if (np.diff(rows) < 0).any():
-            raise InputError("Grid: owner is not ascending; put the rows of an object together.")
-        self.names = tuple(names) if names is not None else tuple(f"object {i}" for i in range(num))
+        self.names = ObjectNames(names or (f"object {i}" for i in range(num)))
         if len(self.names) != num:
             raise InputError(f"Grid: {num} objects but {len(self.names)} names.")
         self.owner = None if owner is None else jnp.asarray(rows)
@@ -107,8 +105,15 @@ class Grid(eqx.Module):
 
     def log_marginal(self, density: Density) -> LogMarginal:
         """Integrate `density` against every object's table."""
-        # The same sum as a Monte Carlo one, with the table in place of a reference density.
-        value, _ = log_sums([density.log_prob(self.nodes)], -self.table, squares=False)
+        if next(iter(self.nodes.values())).ndim == 1:
+            value = _integral(density.log_prob(self.nodes), self.table)
+        else:
+            # A block of rows at a time: what is made of them stays near the processor.
+            value = over_blocks(
+                lambda rows: _integral(density.log_prob(rows[0]), rows[1]),
+                (self.nodes, self.table),
+                _BLOCK_SIZE // self.table.shape[1],
+            )
         if self.owner is not None:
             value = add_up(value, self.owner, len(self.names))
         return LogMarginal(value, jnp.zeros_like(value))
@@ -199,12 +204,29 @@ class Grid(eqx.Module):
         return (slope * sign).reshape(shape), bend.reshape(shape)
 
 
+def _integral(log_prob: Array, table: Array) -> Array:
+    # The same sum as a Monte Carlo one, with the table in place of a reference density.
+    return log_sums([log_prob], -table, squares=False)[0]
+
+
 def _pick(log_mass: Array, uniform: Array) -> Array:
     """A place on the last axis by its mass, for one uniform number each."""
     top = jnp.max(log_mass, axis=-1, keepdims=True)
     cumulated = jnp.cumsum(jnp.exp(log_mass - top), axis=-1)
     place = jnp.sum(cumulated <= uniform[:, None] * cumulated[:, -1:], axis=-1)
     return jnp.minimum(place, log_mass.shape[-1] - 1)
+
+
+def _check_owner(owner: Any, num_rows: int) -> np.ndarray:
+    rows = np.asarray(owner)
+    if rows.shape != (num_rows,) or not np.array_equal(np.unique(rows), np.arange(rows.max() + 1)):
+        raise InputError(
+            f"Grid: owner has shape {rows.shape}; give the number of an object for each of the "
+            f"{num_rows} rows, and every object at least one."
+        )
+    if (np.diff(rows) < 0).any():
+        raise InputError("Grid: owner is not ascending; put the rows of an object together.")
+    return rows
 
 
 def _check_table(table: np.ndarray, rows: np.ndarray, names: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.extend.core import Literal
 
+from ..blocks import in_blocks
 from ..density import Density, Joint, Population, leaves
 from ..errors import InputError, did_you_mean
 from . import LogMarginal
@@ -33,7 +34,7 @@ Design = Callable[[Mapping[str, Array], Mapping[str, Array]], Array]
 """(nonlinear parameters, one object's columns (m,)) -> design matrix (m, k), or noise (m,)."""
 
 # Objects times nodes times rows of data that are reduced at a time.
-_REDUCE_SIZE = 2**22
+_REDUCE_SIZE = 2**18
 
 _NAME = "LinearGrid"
 
@@ -275,35 +276,35 @@ def _reduce_all(form: LinearGrid) -> Reduced:
     num, size = form.grid.table.shape
     owner = np.asarray(form.grid.owner)
     batch = min(num, max(1, _REDUCE_SIZE // (size * form.data["y"].shape[1])))
-    parts = []
-    for first in range(0, num, batch):
-        # The last batch repeats a row, so that all have one compiled shape.
-        at = np.minimum(np.arange(first, first + batch), num - 1)
-        nodes = {name: x[at] for name, x in form.nodes.items()}
-        whitened = _whitened_rows(form.whitened, nodes, form.data, owner[at])
-        design, data, norm = (np.asarray(x)[: num - first] for x in whitened)
-        for what, x in (("design", design), ("noise", norm)):
-            finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
-            if not finite.all():
-                bad = form.names[owner[first + np.flatnonzero(~finite)[0]]]
-                raise InputError(f"{_NAME}: {what} of {bad} is not finite at some node.")
-        rows = reduce_rows(design, data, 0)
-        parts.append(rows._replace(log_norm=rows.log_norm + norm))
-    root, value, log_norm = (list(column) for column in zip(*parts, strict=True))
-    return Reduced(
-        jnp.asarray(np.concatenate(root, axis=2)),
-        jnp.asarray(np.concatenate(value, axis=1)),
-        jnp.asarray(np.concatenate(log_norm)),
-    )
+
+    def some(block: dict[str, np.ndarray]) -> Any:
+        index = block.pop("")
+        return _reduced_rows(form.whitened, block, form.data, index)
+
+    rows, finite = in_blocks(some, {**form.nodes, "": owner}, batch)
+    for what, is_finite in finite.items():
+        if not is_finite.all():
+            bad = form.names[owner[np.argmin(is_finite)]]
+            raise InputError(f"{_NAME}: {what} of {bad} is not finite at some node.")
+    return Reduced(*(jnp.asarray(np.moveaxis(x, 0, -2)) for x in rows))
 
 
 @eqx.filter_jit
-def _whitened_rows(whitened: Any, nodes: Any, data: Any, owner: Any) -> Any:
+def _reduced_rows(whitened: Any, nodes: Any, data: Any, owner: Any) -> Any:
+    """Rows of nodes reduced, rows first; and whether all is finite, what -> (row,)."""
+
     def one(theta: Any, index: Array) -> Any:
         own = jax.tree.map(lambda x: x[index], data)
         return jax.vmap(lambda point: whitened(point, own))(theta)
 
-    return jax.vmap(one)(nodes, owner)
+    design, y, norm = jax.vmap(one)(nodes, owner)
+    finite = {
+        "design": jnp.isfinite(design).all(axis=(1, 2, 3)),
+        "noise": jnp.isfinite(norm).all(axis=1),
+    }
+    rows = reduce_rows(design, y, 0)
+    rows = rows._replace(log_norm=rows.log_norm + norm)
+    return tuple(jnp.moveaxis(x, -2, 0) for x in rows), finite
 
 
 def _folded(

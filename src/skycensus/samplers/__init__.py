@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..blocks import on_all_cores
+from ..checkpoint import Part, Record
 from ..diagnostics import scalars
 from ..errors import InputError
 from ..model import Target
@@ -26,7 +28,11 @@ class Sampler(Protocol):
     """Anything that draws from a target."""
 
     def run(self, target: Target, key: Any, *, progress: Progress | None = None) -> Result:
-        """Sample `target`; all randomness comes from `key`."""
+        """Sample `target`; all randomness comes from `key`.
+
+        A sampler whose work is not all in `evaluate` also takes the keyword `checkpoint`, where it
+        keeps what it needs to go on after an interrupt; see `skycensus.checkpoint`.
+        """
         ...
 
 
@@ -50,13 +56,38 @@ def evaluate(target: Target, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # One compiled size for all calls: the last batch repeats the last point.
     padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
     both = target.compiled("evaluate", lambda: jax.vmap(_both(target), in_axes=(0, None)))
-    # Asked for all at once: the batches wait for nothing but each other.
-    out = [both(chunk, target.data) for chunk in padded.reshape(-1, size, x.shape[1])]
-    log_l, log_p = (
-        np.concatenate([np.asarray(o[i], float) for o in out])[: len(x)] for i in (0, 1)
-    )
+    record = target.record
+    rows = [] if record is None else [record.known(x)]
+    num_known = sum(map(len, rows))
+    chunks = padded.reshape(-1, size, x.shape[1])[-(-num_known // size) :]
+    for values in on_all_cores(lambda chunk: both(chunk, target.data), list(chunks)):
+        log_l, log_p = (np.asarray(v, float) for v in values)
+        rows.append(np.stack([log_l, log_p], axis=1)[: len(x) - num_known])
+        num_known += len(rows[-1])
+        if record is not None:
+            record.add(x, rows[-1])
+    log_l, log_p = np.concatenate(rows).T
     require_numbers(target, x, log_l + log_p)
     return log_l, log_p
+
+
+def keep_record(target: Target, part: Part) -> None:
+    """Let `evaluate` keep what it computes for `target` in `part`, and begin with what is there.
+
+    Raises:
+        InputError: the target has other values now than when the record was made.
+    """
+    record = Record(part)
+    if record.first is not None:
+        point, before = record.first
+        now = np.ravel(evaluate(target, point[None]))
+        if not np.allclose(now, before, rtol=1e-6, atol=1e-6):
+            raise InputError(
+                f"the unfinished run is of another model: at {at_point(target, point)} log "
+                f"likelihood and log prior were {before} and are {now}; discard that run with "
+                "restart=True (--restart), or give another folder for the results."
+            )
+    target.record = record
 
 
 def _both(target: Target) -> Callable[..., Any]:
@@ -101,19 +132,24 @@ def named_draws(target: Target, x: Any) -> dict[str, np.ndarray]:
     return named
 
 
+from .dynesty import Dynesty  # noqa: E402
 from .flow_mcmc import FlowMCMC  # noqa: E402
 from .importance import ImportanceSampler  # noqa: E402
+from .nested import Nested  # noqa: E402
 from .nuts import NUTS  # noqa: E402
 from .quadrature import QuadratureSampler  # noqa: E402
 
 __all__ = [
     "NUTS",
+    "Dynesty",
     "FlowMCMC",
     "ImportanceSampler",
+    "Nested",
     "Progress",
     "QuadratureSampler",
     "Sampler",
     "batch_size",
     "evaluate",
+    "keep_record",
     "named_draws",
 ]

@@ -2,7 +2,7 @@ r"""flowMC's chains of a target in whitened coordinates: the density, kernels, f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checkpoint import pack, unpack
 from ..errors import InputError
 from ..model import Target
 from . import at_point, batch_size
@@ -41,6 +42,41 @@ class Chains(NamedTuple):
         for name, shape in zip(_BUFFERS, ((dim,), (), ()), strict=True):
             self.resources[name] = Buffer(name, (num_chains, length, *shape), 1)
         self.local_steps.set_current_position(0)
+
+    def arrays(self) -> dict[str, Any]:
+        """All that loops change, as arrays by name."""
+        buffers = {name: self.resources[name].data for name in _BUFFERS}
+        learnt = {f"learnt.{name}": x for name, x in pack(self._learnt).items()}
+        return buffers | learnt | {"used": np.array(self.local_steps.current_position)}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Go back to where `arrays` was asked for; the buffers must be those of its phase."""
+        head = "learnt."
+        learnt = {n.removeprefix(head): x for n, x in arrays.items() if n.startswith(head)}
+        flow, state, step = unpack(learnt, self._learnt)
+        resources = self.resources
+        resources["flow"] = eqx.combine(flow, resources["flow"])
+        resources["optimizer"].optim_state = eqx.combine(state, resources["optimizer"].optim_state)
+        resources["local_kernel"] = eqx.tree_at(
+            lambda kernel: kernel.step_size, resources["local_kernel"], step
+        )
+        self.propose()
+        for name in _BUFFERS:
+            resources[name].data = jnp.asarray(arrays[name])
+        self.local_steps.set_current_position(int(arrays["used"]))
+
+    @property
+    def _learnt(self) -> tuple[Any, Any, Any]:
+        resources = self.resources
+        parts = (resources["flow"], resources["optimizer"].optim_state)
+        flow, state = (eqx.filter(part, eqx.is_array) for part in parts)
+        return flow, state, resources["local_kernel"].step_size
+
+    def propose(self) -> None:
+        """Let the global steps propose draws of the flow as it is."""
+        self.resources["global_kernel"] = eqx.tree_at(
+            lambda kernel: kernel.model, self.resources["global_kernel"], self.resources["flow"]
+        )
 
     def drawn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Positions, log densities and acceptances so far, (chain, draw, ...)."""

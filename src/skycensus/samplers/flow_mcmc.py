@@ -3,7 +3,7 @@ r"""Flow-enhanced Markov chain Monte Carlo, from flowMC."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checkpoint import Part, pack, unpack
 from ..diagnostics import GOALS, diagnose
 from ..errors import InputError, did_you_mean
 from ..keys import generator
@@ -167,7 +168,14 @@ class FlowMCMC:
 
     # ---- the run -----------------------------------------------------------------------------
 
-    def run(self, target: Target, key: Any, *, progress: Progress | None = None) -> Result:
+    def run(
+        self,
+        target: Target,
+        key: Any,
+        *,
+        progress: Progress | None = None,
+        checkpoint: Part | None = None,
+    ) -> Result:
         """Sample `target`; see the class and `skycensus.samplers.Sampler`.
 
         `measures` has the acceptance rates of both kinds of steps, the step size and the number of
@@ -198,16 +206,40 @@ class FlowMCMC:
             require_gradients(target, log_density, data, y, pilot.start)
         chains = build(self, build_key, log_density, kernel, target.dim)
 
-        loops = [*([True] * self.num_training_loops), *([False] * self.num_production_loops)]
-        for number, training in enumerate(loops):
-            if number in (0, self.num_training_loops):
-                chains.clear(self.num_chains, self._stored * loops.count(training), target.dim)
-            run_key, y = self._loop(chains, run_key, y, data, number, training)
+        num_loops = self._run_loops(chains, run_key, y, data, progress, checkpoint)
+        return self._result(target, pilot, chains, flow_key, num_loops)
+
+    def _run_loops(
+        self,
+        chains: Chains,
+        key: Any,
+        y: Any,
+        data: Any,
+        progress: Progress | None,
+        checkpoint: Part | None,
+    ) -> int:
+        """All loops from the starts `y`, or what an interrupted run has left of them; how many."""
+        stored = checkpoint.load() if checkpoint is not None else None
+        done = 0 if stored is None else int(stored["done"])
+        total = self.num_training_loops + self.num_production_loops
+        for number in range(max(done - 1, 0), total):
+            training = number < self.num_training_loops
+            if number in (0, self.num_training_loops) or number < done:
+                loops = self.num_training_loops if training else self.num_production_loops
+                chains.clear(self.num_chains, self._stored * loops, y.shape[1])
+            if stored is not None and number < done:
+                # Its state is known: the last loop that was done.
+                chains.restore(stored)
+                key, y = unpack(stored, (key, y))
+            else:
+                key, y = self._loop(chains, key, y, data, number, training)
+            if checkpoint is not None:
+                checkpoint.offer(_snapshot(chains, key, y, number + 1), f"loop {number + 1}")
             if progress:
-                progress(number + 1, len(loops), "training" if training else "sampling")
+                progress(number + 1, total, "training" if training else "sampling")
             if np.any(np.asarray(chains.resources["log_density"].data) == np.inf):
                 break
-        return self._result(target, pilot, chains, flow_key, len(loops[: number + 1]))
+        return number + 1
 
     @property
     def _uses_gradient(self) -> bool:
@@ -232,9 +264,7 @@ class FlowMCMC:
             self._tune(resources, accepted, number)
         if training:
             key, resources, y = chains.training(key, resources, y, data)
-            resources["global_kernel"] = eqx.tree_at(
-                lambda kernel: kernel.model, resources["global_kernel"], resources["flow"]
-            )
+            chains.propose()
         chains.global_steps.set_current_position(end)
         key, resources, y = chains.global_steps(key, resources, y, data)
         chains.local_steps.set_current_position(chains.global_steps.current_position)
@@ -313,6 +343,12 @@ class FlowMCMC:
         per_step = {"hmc": self.num_leapfrog + 3, "mala": 2, "random_walk": 1}[self.local_sampler]
         loop = self.num_local_steps * per_step + self.num_global_steps
         return pilot.used + self.num_chains * num_loops * loop
+
+
+def _snapshot(chains: Chains, key: Any, y: Any, done: int) -> Callable[[], dict[str, Any]]:
+    """What describes the chains after `done` loops, also when they have gone on."""
+    arrays = chains.arrays() | pack((key, y)) | {"done": np.array(done)}
+    return lambda: arrays
 
 
 class _Evidence(NamedTuple):

@@ -2,7 +2,6 @@ r"""The No-U-Turn sampler, from NumPyro."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,15 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.infer import MCMC
 from numpyro.infer import NUTS as Kernel
 
+from ..checkpoint import Part
 from ..diagnostics import diagnose, effective_sample_size
 from ..errors import InputError
 from ..model import Target
 from ..result import Result
 from ..weights import pareto_smooth
 from . import Progress, batch_size, evaluate, named_draws, require_numbers
+from .chains import Chains, Method
+
+# What the state of a chain tells of a step besides the place.
+_FIELDS = ("diverging", "num_steps", "accept_prob", "potential_energy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,9 @@ class NUTS:
 
     Args:
         num_warmup, num_samples, num_chains, thinning: per chain, NumPyro's words.
-        chain_method: "vectorized" (all at once), "parallel" (one per device) or "sequential";
-            "auto" takes one after the other where a likelihood keeps all cores busy by itself.
+        chain_method: "vectorized" (all at once), "parallel" (one per device; one after the other
+            where there are fewer) or "sequential"; "auto" takes one after the other where a
+            likelihood keeps all cores busy by itself.
         dense_mass: a full mass matrix (of the hyperparameters, where there are latent parameters);
             else a diagonal one.
         max_tree_depth: doublings of a trajectory at most.
@@ -56,7 +60,14 @@ class NUTS:
     num_start: int = 512
     edges: Literal["auto", "sharp"] = "auto"
 
-    def run(self, target: Target, key: Any, *, progress: Progress | None = None) -> Result:
+    def run(
+        self,
+        target: Target,
+        key: Any,
+        *,
+        progress: Progress | None = None,
+        checkpoint: Part | None = None,
+    ) -> Result:
         """Sample `target`; see the class and `skycensus.samplers.Sampler`.
 
         Raises:
@@ -86,36 +97,27 @@ class NUTS:
             max_tree_depth=self.max_tree_depth,
             target_accept_prob=self.target_accept_prob,
         )
-        mcmc = MCMC(
-            kernel,
+        chains = Chains(
+            kernel=kernel,
+            collect=lambda state: dict(state.z) | {name: getattr(state, name) for name in _FIELDS},
+            data=followed.data,
             num_warmup=self.num_warmup,
             num_samples=self.num_samples,
             num_chains=self.num_chains,
             thinning=self.thinning,
-            chain_method=self._chain_method(followed),
-            # NumPyro draws its bar with carriage returns, which a log file cannot show.
-            progress_bar=progress is not None and sys.stderr.isatty(),
-            jit_model_args=True,
+            method=self.method(followed),
         )
-        fields = ("diverging", "num_steps", "accept_prob", "potential_energy")
-        split = jnp.split(start, [target.dim - target.num_latent], axis=1)
-        split = [part for part in split if part.size]
-        init = {
-            name: part if self.num_chains > 1 else part[0]
-            for name, part in zip(sites, split, strict=True)
-        }
-        steps = self.num_warmup + self.num_samples
-        if progress:
-            progress(0, steps, "sampling (steps of all chains)")
-        mcmc.run(run_key, followed.data, init_params=init, extra_fields=fields)
-        if progress:
-            progress(steps, steps, "sampling (steps of all chains)")
-        found = mcmc.get_samples(group_by_chain=True)
-        x = np.concatenate([np.asarray(found[name], float) for name in sites], axis=-1)
-        extra = {k: np.asarray(v) for k, v in mcmc.get_extra_fields(group_by_chain=True).items()}
-        return self._result(target, followed, x, extra)
 
-    def _chain_method(self, target: Target) -> str:
+        parts = jnp.split(start, [target.dim - target.num_latent], axis=1)
+        first = dict(zip(sites, (part for part in parts if part.size), strict=True))
+        kept = chains.run(run_key, first, progress=progress, checkpoint=checkpoint)
+        x = np.concatenate([np.asarray(kept.pop(name), float) for name in sites], axis=-1)
+        return self._result(target, followed, x, kept)
+
+    def method(self, target: Target) -> Method:
+        """How the chains of `target` run here: `chain_method`, where it is not left open."""
+        if self.chain_method == "parallel" and self.num_chains > jax.local_device_count():
+            return "sequential"
         if self.chain_method != "auto":
             return self.chain_method
         if 1 < self.num_chains <= jax.local_device_count():

@@ -15,10 +15,10 @@ from ..keys import generator
 from ..model import Target
 from ..result import Result
 from ..status import Problem
-from ..weights import normalised_weights
+from ..weights import normalised_weights, systematic
 from . import Progress, evaluate, named_draws, prior_points
 from .interpolated import Interpolated
-from .laplace import find_modes
+from .laplace import Mode, climb, find_modes
 from .lattice import Lattice
 
 MAX_DIM = 3
@@ -26,6 +26,8 @@ MAX_DIM = 3
 # Points between the nodes where the interpolated density is compared with the true one, and the
 # standard deviation of its logarithm there that means a kink, a jump or a structure in between.
 _NUM_TRIALS, _ROUGH = 12, 0.05
+# Points where a shortcut is held against the target.
+_NUM_COMPARED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,10 @@ class QuadratureSampler:
     extrapolated from lattices nested in the last one: as much is left as the last step changed,
     times the factor by which changes fell from the step before.
 
+    Where there are very many objects, the modes are sought with some of them, and the lattice is
+    evaluated with tables made there (`model.Shortcut`). They are held against the target itself at
+    points of the posterior; where they differ by more than `tolerance`, all is done without them.
+
     The draws are independent and of equal weight, from the interpolated density: stratified, so
     that their means and standard deviations are those of the posterior to some $10^{-3}$ standard
     deviations.
@@ -53,7 +59,7 @@ class QuadratureSampler:
     """
 
     tolerance: float = 1e-4
-    num_samples: int = 8192
+    num_samples: int = 20_000
     num_start: int = 16
     max_nodes: int = 20_000
 
@@ -72,6 +78,9 @@ class QuadratureSampler:
         prior_key, draw_key = jax.random.split(key)
         run = _Run(self, target, progress)
         density, moments, error = run.solve(prior_key)
+        if run.followed is not target and run.shortcut_error(density) > self.tolerance:
+            run = _Run(self, target, progress, shortcut=False)
+            density, moments, error = run.solve(prior_key)
         draws = named_draws(target, density.draw(self.num_samples, generator(draw_key))[None])
         # Equal weights say that a single chain holds independent draws.
         log_weight = np.zeros((1, self.num_samples))
@@ -110,8 +119,17 @@ class Errors(NamedTuple):
 class _Run:
     """One run: what is asked for, and what has been spent."""
 
-    def __init__(self, settings: QuadratureSampler, target: Target, progress: Progress | None):
+    def __init__(
+        self,
+        settings: QuadratureSampler,
+        target: Target,
+        progress: Progress | None,
+        *,
+        shortcut: bool = True,
+    ):
         self.settings, self.target, self.progress = settings, target, progress
+        self.shortcut = target.shortcut if shortcut else None
+        self.followed = target
         self.used = 0
         self.interpolation_error = np.inf
         # Deep enough for a Gaussian; the rim tells whether it is.
@@ -122,7 +140,15 @@ class _Run:
         self.used += len(x)
         if self.progress:
             self.progress(self.used, self.settings.max_nodes, "evaluating")
-        return np.sum(evaluate(self.target, x), axis=0)
+        return np.sum(evaluate(self.followed, x), axis=0)
+
+    def shortcut_error(self, density: Interpolated) -> float:
+        """How far the target that was followed is from the true one, at points of the posterior."""
+        lattice = density.lattice
+        weight = normalised_weights(lattice.log_weights())
+        index = np.unique(systematic(weight, _NUM_COMPARED, 0.5))
+        exact = np.sum(evaluate(self.target, lattice.x[index]), axis=0)
+        return float(np.max(np.abs(exact - lattice.log_density[index])))
 
     def solve(self, key: Any) -> tuple[Interpolated, Moments, Errors]:
         """Grow and refine a lattice; return its density, moments and the errors reached."""
@@ -163,17 +189,7 @@ class _Run:
 
     def _first(self, key: Any) -> tuple[Lattice, bool]:
         """The lattice of level 0 around the modes, and whether it could be grown."""
-        x = prior_points(self.target, key, self.settings.num_start)
-        x = x[np.isfinite(x).all(axis=1)]
-        self.used += len(x)
-        log_l, log_p = evaluate(self.target, x)
-        value = log_l + log_p
-        if not np.isfinite(value).any():
-            raise InputError(
-                f"none of {len(x)} prior draws has a likelihood: every one leaves some object "
-                "outside the population; use a prior nearer to the data, or raise num_start."
-            )
-        modes = find_modes(self.log_density, x, value, log_p, num_asked=3)
+        x, value, modes = self._modes(key)
         # A lattice made for the narrowest mode sees them all.
         narrow = min(modes, key=lambda mode: np.linalg.slogdet(mode.scale)[1])
         center, scale = narrow.x, narrow.scale
@@ -191,6 +207,31 @@ class _Run:
             center = center + lattice.scale @ mean
             scale = lattice.scale @ axes * np.sqrt(np.maximum(size, 0.01))
         return lattice, complete
+
+    def _modes(self, key: Any) -> tuple[np.ndarray, np.ndarray, list[Mode]]:
+        """Draws of the prior, their log densities, and the modes found from there."""
+        if self.shortcut is not None:
+            self.followed = self.shortcut.coarse()
+        x = prior_points(self.target, key, self.settings.num_start)
+        x = x[np.isfinite(x).all(axis=1)]
+        self.used += len(x)
+        log_l, log_p = evaluate(self.followed, x)
+        value = log_l + log_p
+        if not np.isfinite(value).any():
+            raise InputError(
+                f"none of {len(x)} prior draws has a likelihood: every one leaves some object "
+                "outside the population; use a prior nearer to the data, or raise num_start."
+            )
+        modes = find_modes(self.log_density, x, value, log_p, num_asked=3)
+        if self.shortcut is not None:
+            top = self.target.constrain(jnp.asarray(modes[0].x))
+            here = {n: np.asarray(v) for n, v in top.items()}
+            near = self.shortcut.near(here) if len(modes) == 1 else None
+            self.followed = near or self.target
+            modes = [climb(self.log_density, mode.x, mode.scale) for mode in modes]
+            # What some of the objects said of them does not compare.
+            value = np.full(len(x), -np.inf)
+        return x, value, modes
 
     def _judge(self, lattice: Lattice) -> tuple[Moments, Errors, Errors]:
         """Moments, and what the lattice's spacing and its rim leave uncertain in them."""

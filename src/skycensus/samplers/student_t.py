@@ -8,7 +8,6 @@ import numpy as np
 from scipy.special import gammaincinv, gammaln, ndtri
 from scipy.stats import qmc
 
-
 # Points that weigh less than so much of the heaviest one tell a fit nothing, and cost as much.
 _NEGLIGIBLE = 1e-9
 # A fit has settled when a step gains less mean log density than this.

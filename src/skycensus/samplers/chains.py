@@ -1,0 +1,209 @@
+r"""Chains of a NumPyro kernel, a second or so at a time, so that a run can be left and resumed.
+
+Each stretch of steps is one call of a compiled loop whose length is an argument. What a step does
+depends on the state before it and on nothing else: however a run is cut into stretches, and
+wherever it was interrupted, the draws are the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..checkpoint import Part, pack, unpack
+from . import Progress
+
+Method = Literal["vectorized", "parallel", "sequential"]
+Arrays = dict[str, Any]
+
+# Steps of a stretch at most, and the seconds that one should take: an interrupted run loses these.
+_MOST_STEPS = 64
+_SECONDS = 1.0
+
+_WHAT = "sampling (steps of all chains)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chains:
+    """What to run.
+
+    Attributes:
+        kernel: of `numpyro.infer`.
+        collect: its state -> what is kept of a step, by name.
+        data: the argument of the kernel's model.
+        num_warmup, num_samples, num_chains, thinning: per chain, NumPyro's words. The last of
+            every `thinning` draws is kept.
+        method: all chains at once, one on each device, or one after the other.
+    """
+
+    kernel: Any
+    collect: Callable[[Any], Arrays]
+    data: Any
+    num_warmup: int
+    num_samples: int
+    num_chains: int
+    thinning: int
+    method: Method
+
+    def run(
+        self,
+        key: Any,
+        start: Mapping[str, Any],
+        *,
+        progress: Progress | None = None,
+        checkpoint: Part | None = None,
+    ) -> dict[str, np.ndarray]:
+        """What `collect` has kept, by name; (chain, draw, ...).
+
+        Args:
+            key: of all randomness.
+            start: where the chains begin, site -> (chain, dim).
+            progress, checkpoint: see `skycensus.samplers.Sampler`.
+        """
+        keys = jax.random.split(key, self.num_chains) if self.num_chains > 1 else key[None]
+        # A lane is what one call moves on: all chains together, or one of them.
+        alone = self.method == "sequential"
+        size = 1 if alone else self.num_chains
+        steps = self.num_warmup + self.num_samples
+        begin, advance = self._compiled()
+        data = self._placed()
+        at = _Position(self.num_chains // size)
+        like = jax.eval_shape(begin, keys[:size], _rows(start, 0, size), data)
+        at.restore(None if checkpoint is None else checkpoint.load(), like)
+        for lane in range(at.lane, at.num_lanes):
+            if at.lane < lane or at.state is None:
+                here = lane * size
+                chosen = keys[here : here + size]
+                at.begin(lane, begin(chosen, _rows(start, here, size), data))
+            if progress:
+                progress(lane * steps + at.step, at.num_lanes * steps, _WHAT)
+            count = 1
+            while at.step < steps:
+                began = time.perf_counter()
+                count = min(count, steps - at.step)
+                state, kept = _computed(advance(at.state, count, data))
+                at.move(state, kept, count, self._kept(at.step, count))
+                if checkpoint is not None:
+                    checkpoint.offer(at.snapshot(), f"step {at.step} of {steps}{at.which}")
+                if progress:
+                    progress(lane * steps + at.step, at.num_lanes * steps, _WHAT)
+                pace = (time.perf_counter() - began) / count
+                count = int(np.clip(_SECONDS / pace, 1, _MOST_STEPS))
+        return at.drawn()
+
+    def _kept(self, step: int, count: int) -> np.ndarray:
+        """Which of the next `count` steps are kept."""
+        draw = np.arange(step, step + count) - self.num_warmup
+        first = self.num_samples % self.thinning
+        return (draw >= first) & ((draw - first + 1) % self.thinning == 0)
+
+    def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """From keys, start and data the state; from state, count and data the next and the kept."""
+
+        def begin(key: Any, start: Any, data: Any) -> Any:
+            state = self.kernel.init(key, self.num_warmup, start, model_args=(data,))
+            # Weak types would become strong on the way, and all be compiled twice.
+            return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), state)
+
+        def advance(state: Any, count: Any, data: Any) -> Any:
+            def step(i: Any, carry: Any) -> Any:
+                state, kept = carry
+                state = self.kernel.sample(state, (data,), {})
+                here = self.collect(state)
+                return state, {name: kept[name].at[i].set(x) for name, x in here.items()}
+
+            shapes = jax.eval_shape(self.collect, state)
+            kept = {n: jnp.zeros((_MOST_STEPS, *x.shape), x.dtype) for n, x in shapes.items()}
+            return jax.lax.fori_loop(0, count, step, (state, kept))
+
+        if self.method == "parallel":
+            return jax.pmap(begin), jax.pmap(advance, in_axes=(0, None, 0))
+        begin_all = jax.jit(jax.vmap(begin, in_axes=(0, 0, None)))
+        return begin_all, jax.jit(jax.vmap(advance, in_axes=(0, None, None)))
+
+    def _placed(self) -> Any:
+        """The data; once on each device where every chain has its own."""
+        if self.method != "parallel":
+            return self.data
+        each = jnp.zeros(self.num_chains)
+        return jax.pmap(lambda _, data: data, in_axes=(0, None))(each, self.data)
+
+
+class _Position:
+    """How far a run has come: a lane, a step in it, its state, and what was kept in each lane."""
+
+    def __init__(self, num_lanes: int):
+        self.num_lanes, self.lane, self.step = num_lanes, 0, 0
+        self.state: Any = None
+        self._kept: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_lanes)]
+
+    @property
+    def which(self) -> str:
+        """The chain, where they run one after the other."""
+        return f" of chain {self.lane + 1}" if self.num_lanes > 1 else ""
+
+    def begin(self, lane: int, state: Any) -> None:
+        """Turn to the beginning of a lane."""
+        self.lane, self.step, self.state = lane, 0, state
+
+    def move(self, state: Any, kept: Arrays, count: int, chosen: np.ndarray) -> None:
+        """Go on by `count` steps, of which the `chosen` ones are kept."""
+        self.state, self.step = state, self.step + count
+        if chosen.any():
+            part = {name: np.asarray(x)[:, :count][:, chosen] for name, x in kept.items()}
+            self._kept[self.lane].append(part)
+
+    def snapshot(self) -> Callable[[], Arrays]:
+        """What describes this point, also when the run has gone on."""
+        lane, step, state = self.lane, self.step, self.state
+        lengths = [len(parts) for parts in self._kept]
+
+        def arrays() -> Arrays:
+            out = {f"state.{name}": x for name, x in pack(state).items()}
+            for number, length in enumerate(lengths):
+                joined = _joined(self._kept[number][:length])
+                out |= {f"kept.{number}.{name}": x for name, x in joined.items()}
+            return out | {"lane": np.array(lane), "step": np.array(step)}
+
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray] | None, like: Any) -> None:
+        """Go to where a `snapshot` was taken; `like` has the shapes of the state."""
+        if arrays is None:
+            return
+        self.lane, self.step = int(arrays["lane"]), int(arrays["step"])
+        state = {n.removeprefix("state."): x for n, x in arrays.items() if n.startswith("state.")}
+        self.state = unpack(state, like)
+        for number in range(self.num_lanes):
+            head = f"kept.{number}."
+            kept = {n.removeprefix(head): x for n, x in arrays.items() if n.startswith(head)}
+            self._kept[number] = [kept] if kept else []
+
+    def drawn(self) -> dict[str, np.ndarray]:
+        """All that was kept, (chain, draw, ...)."""
+        lanes = [_joined(parts) for parts in self._kept]
+        return {name: np.concatenate([lane[name] for lane in lanes]) for name in lanes[0]}
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    names = parts[0] if parts else {}
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in names}
+
+
+def _rows(start: Mapping[str, Any], first: int, count: int) -> dict[str, Any]:
+    return {name: x[first : first + count] for name, x in start.items()}
+
+
+def _computed(out: Any) -> Any:
+    """Wait for `out`, with an ear for interrupts, which waiting inside of JAX is deaf to."""
+    leaf, began = jax.tree.leaves(out)[0], time.perf_counter()
+    while not leaf.is_ready():
+        waited = time.perf_counter() - began
+        time.sleep(min(max(0.01 * waited, 1e-4), 0.02))
+    return jax.block_until_ready(out)
