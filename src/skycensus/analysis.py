@@ -3,6 +3,8 @@ r"""Run a sampler on a hierarchical model, and add to its draws all that follows
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .blocks import in_blocks
+from .checkpoint import Checkpoint
 from .likelihood.latent import Latent
 from .model import HierarchicalModel, Target
 from .precision import likelihood_precision, precision_findings
 from .result import Result
-from .samplers import NUTS, ImportanceSampler, Progress, Sampler, evaluate
+from .samplers import NUTS, ImportanceSampler, Progress, Sampler, evaluate, keep_record
 from .status import Problem
 from .weights import systematic
 
@@ -32,7 +36,10 @@ INJECTIONS_PER_OBJECT = 4
 _CHECKED = 8
 
 # Log marginals that are kept: with more objects, at fewer draws.
-_MOST_MARGINALS = 2 * 10**7
+_MOST_MARGINALS = 10**7
+
+# Parts of the points at which log marginals are evaluated, for as many cores.
+_PARTS = 8
 
 # Up to here independent draws from an adapted proposal are the quickest road.
 MAX_IMPORTANCE_DIM = 10
@@ -58,6 +65,7 @@ def analyse(
     min_n_eff: float = 10.0,
     truth: Mapping[str, Any] | None = None,
     derived: Derived | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Result:
     r"""Sample the posterior of `model` and complete the result.
 
@@ -88,6 +96,7 @@ def analyse(
         min_n_eff: objects with a smaller median of $n_\mathrm{eff}$ are named in a note.
         truth: name -> true value, where the data were simulated.
         derived: hyperparameters -> other scalars by name.
+        checkpoint: where the sampler keeps what it needs to go on after an interrupt.
 
     Raises:
         InputError: what the sampler raises, such as a likelihood that is NaN at a named point.
@@ -95,9 +104,9 @@ def analyse(
     sample_key, prior_key = jax.random.split(key)
     began = time.perf_counter()
     with compile_clock() as compiling:
-        while True:
+        for number in itertools.count():
             target = model.target()
-            result = sampler.run(target, sample_key, progress=progress)
+            result = _sampled(target, sampler, sample_key, progress, checkpoint, number)
             result = _with_latents(target, result)
             finer = _finer(model)
             if not result.latents:
@@ -122,6 +131,27 @@ def analyse(
         seconds={"compiling": compiled, "sampling": spent - compiled},
         peak_memory_bytes=peak_memory(),
     )
+
+
+def _sampled(
+    target: Target,
+    sampler: Sampler,
+    key: Any,
+    progress: Progress | None,
+    checkpoint: Checkpoint | None,
+    number: int,
+) -> Result:
+    """Run the sampler, for the `number`-th time, and keep all that was found in the checkpoint."""
+    if checkpoint is None:
+        return sampler.run(target, key, progress=progress)
+    keep_record(target, checkpoint.part(f"evaluations {number}"))
+    # Samplers that only ever evaluate have nothing else to keep.
+    more: dict[str, Any] = {}
+    if "checkpoint" in inspect.signature(sampler.run).parameters:
+        more["checkpoint"] = checkpoint.part(f"sampler {number}")
+    result = sampler.run(target, key, progress=progress, **more)
+    checkpoint.write()
+    return result
 
 
 # ---- what follows from the draws -----------------------------------------------------------------
@@ -200,9 +230,12 @@ def marginals_at(
 
         model._marginals_at = jax.jit(many)  # type: ignore[attr-defined]
     # Without free hyperparameters there is nothing to map over but the count.
-    points = {"": jnp.zeros(num), **{name: jnp.asarray(x) for name, x in free.items()}}
-    out = model._marginals_at(points, model.data)  # type: ignore[attr-defined]
-    return {name: np.asarray(x, float) for name, x in out.items()}
+    points = {"": np.zeros(num), **{name: np.asarray(x) for name, x in free.items()}}
+
+    def part(points: dict[str, np.ndarray]) -> Any:
+        return model._marginals_at(points, model.data)  # type: ignore[attr-defined]
+
+    return in_blocks(part, points, -(-num // _PARTS))
 
 
 def effective_draws(form: Any, variance: np.ndarray) -> np.ndarray | None:

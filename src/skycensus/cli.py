@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -25,10 +26,11 @@ INTERRUPTED = 130
 
 EPILOG = """\
 exit codes: 0 converged; 2 bad input, nothing written; 3 finished but not converged, everything
-written and the reason told; 130 interrupted, nothing written.
+written and the reason told; 130 interrupted: the same command goes on with the run.
 
 environment: SKYCENSUS_CACHE is the folder of compiled programs (default: skycensus in the user's
-cache folder; "off" for none).
+cache folder; "off" for none); SKYCENSUS_CHECKPOINT_SECONDS are the seconds between two checkpoints
+of a run (default: 60).
 """
 
 
@@ -49,20 +51,27 @@ def guarded(run: Callable[[], int]) -> int:
     with suppress(ValueError):  # not in the main thread
         # A terminated run cleans up like an interrupted one.
         before = signal.signal(signal.SIGTERM, _interrupt)
+    log = logging.getLogger("skycensus")
+    handler, level = logging.StreamHandler(sys.stderr), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
         return run()
     except InputError as error:
         for line in str(error).split("\n"):
             print(f"error: {line}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-written is left.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        notes = getattr(error, "__notes__", ["nothing half-written is left"])
+        print(f"interrupted: {'; '.join(notes)}.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever reads has gone; the interpreter would complain once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 
@@ -93,7 +102,14 @@ def make_parser() -> argparse.ArgumentParser:
 
     run = add("run", _run, "infer a population as a config says")
     _config_options(run, "folder of the results")
-    run.add_argument("--check", action="store_true", help="check config and data; sample nothing")
+    run.add_argument(
+        "--restart", action="store_true", help="discard an interrupted run, rather than go on"
+    )
+    run.add_argument(
+        "--check",
+        action="store_true",
+        help="check config and data and estimate time and memory; sample nothing",
+    )
 
     simulate = add("simulate", _simulate, "make a mock catalogue of a config's population")
     _config_options(simulate, "folder of the catalogue")
@@ -162,8 +178,9 @@ def _run(options: Any, command: str) -> int:
     inference = build(config, provenance={"command": command})
     if options.check:
         print(describe(inference))
+        print(_costs(inference))
         return 0
-    return infer(inference, options.out, overwrite=options.overwrite)
+    return infer(inference, options.out, overwrite=options.overwrite, restart=options.restart)
 
 
 def infer(
@@ -171,16 +188,19 @@ def infer(
     out: str | Path,
     *,
     overwrite: bool = False,
+    restart: bool = False,
     extra: Callable[[Any, Path], None] | None = None,
 ) -> int:
     """Run an `output.Inference` with progress on standard error; print its table; the exit code.
 
-    `extra` writes more files, see `output.run_analysis`.
+    `restart` and `extra`: see `output.run_analysis`.
     """
     from .output import report, run_analysis
 
     with progress_reporter() as progress:
-        result = run_analysis(inference, out, overwrite=overwrite, progress=progress, extra=extra)
+        result = run_analysis(
+            inference, out, overwrite=overwrite, restart=restart, progress=progress, extra=extra
+        )
     print(report(result, out))
     return result.status.exit_code
 
@@ -202,6 +222,19 @@ def describe(inference: Any) -> str:
     kind, *_ = described(inference.sampler).values()
     lines.append(f"sampler {kind}, seed {inference.seed}")
     return "\n".join([*lines, "the config is sound."])
+
+
+def _costs(inference: Any) -> str:
+    """What the run may cost, in a few lines."""
+    from .costs import estimate
+
+    if not inference.model.prior.names:
+        return "estimate: no more than a few seconds, for there is nothing to sample"
+    after = inference.num_marginal_draws + inference.num_object_draws
+    found = estimate(
+        inference.model, inference.sampler, num_draws_after=after, figures=inference.figures
+    )
+    return str(found)
 
 
 def _shown(distribution: Any) -> str:

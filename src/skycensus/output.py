@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from . import __version__
 from .analysis import Derived, analyse
+from .checkpoint import Checkpoint, unfinished
 from .diagnostics import scalars
-from .folders import new_folder
+from .folders import check_folder, new_folder
 from .model import HierarchicalModel
 from .objects import ObjectPosteriors, object_posteriors, single_object
-from .result import Result
+from .predictive_checks import Measurements
+from .result import Result, plain
 from .samplers import Progress, Sampler
 from .weights import quantile
 
@@ -47,6 +50,8 @@ class Inference:
         seconds_reading: spent on the data so far.
         num_prior_draws, num_marginal_draws: see `analysis.analyse`.
         num_object_draws: of every object's parameters after the fit (none with 0).
+        about_objects: adds what follows from the objects' draws, given the result too.
+        measured: the objects' data, for a predictive check among the figures.
         more_figures: makes figures beside the standard ones, from result and objects.
         figures, figure_formats: whether to draw, and the files' endings.
         provenance: more to be recorded, such as the command.
@@ -66,6 +71,8 @@ class Inference:
     num_prior_draws: int = 1000
     num_marginal_draws: int = 200
     num_object_draws: int = 500
+    about_objects: Callable[[Result, ObjectPosteriors], ObjectPosteriors] | None = None
+    measured: Measurements | None = None
     more_figures: Callable[[Result, ObjectPosteriors | None], Mapping[str, Any]] | None = None
     figures: bool = True
     figure_formats: tuple[str, ...] = ("png",)
@@ -81,6 +88,7 @@ def run_analysis(
     out: str | Path,
     *,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress | None = None,
     extra: Extra | None = None,
 ) -> Result:
@@ -89,48 +97,92 @@ def run_analysis(
     Where the form of the objects can draw them, `objects.ecsv` tells what is known of each given
     all the data. A model without free hyperparameters is the posterior of its one object.
 
-    The folder appears when everything is in it; an earlier one is replaced in the same moment. A
-    run that fails leaves nothing.
+    The folder appears when everything is in it; an earlier one is replaced in the same moment.
+    Until then `OUT.unfinished` beside it holds a checkpoint, with which a run that was interrupted
+    goes on when it is run again (see `checkpoint`). A run that fails at once leaves nothing.
 
     Args:
         inference: what to run.
         out: the folder.
         overwrite: replace the results of an earlier run.
+        restart: discard what an interrupted run has left, rather than go on with it.
         progress: see `analysis.analyse`.
         extra: called with the result and the folder in the making, to write more files.
 
     Raises:
-        InputError: a folder that exists or cannot be written, and what the sampler raises.
+        InputError: a folder that exists, cannot be written or that another run is writing to, an
+            unfinished run of another problem, and what the sampler raises.
     """
-    began = time.perf_counter()
-    with new_folder(out, MARK, overwrite=overwrite) as folder:
-        result = _analysed(inference, progress)
+    began = time.perf_counter() - inference.seconds_reading
+    check_folder(out, MARK, overwrite=overwrite)
+    command = inference.provenance.get("command")
+    kept = unfinished(out, fingerprint(inference), restart=restart, command=command)
+    with kept as checkpoint:
+        result = _analysed(inference, progress, checkpoint)
+        began -= checkpoint.earlier
         seconds = {"reading": inference.seconds_reading, **result.seconds}
-        drawing = time.perf_counter()
-        objects = _objects(inference, result)
-        if objects is not None:
-            write_objects(objects, folder)
-            seconds["objects"] = time.perf_counter() - drawing
-        fault = None
-        if inference.figures:
-            drawing = time.perf_counter()
-            fault = _try_figures(inference, result, objects, folder / "figures", progress)
-            seconds["figures"] = time.perf_counter() - drawing
-        seconds["total"] = inference.seconds_reading + time.perf_counter() - began
-        result = dataclasses.replace(result, seconds=seconds, provenance=_provenance(inference))
-        write_result(result, folder, config=inference.config)
-        if extra is not None:
-            extra(result, folder)
+        if checkpoint.resumed:
+            seconds["earlier"] = checkpoint.earlier
+        provenance = {**_provenance(inference), "resumed": checkpoint.resumed}
+        result = dataclasses.replace(result, seconds=seconds, provenance=provenance)
+        place = new_folder(out, MARK, overwrite=overwrite, inside=checkpoint.folder)
+        with checkpoint.telling(command), place as folder:
+            result, fault = _written(inference, result, folder, progress, began)
+            if extra is not None:
+                extra(result, folder)
     if fault is not None:
         fault.add_note(f"The result was written to {out} before its figures failed.")
         raise fault
     return result
 
 
-def _analysed(inference: Inference, progress: Progress | None) -> Result:
+def fingerprint(inference: Inference) -> dict[str, Any]:
+    """What the draws of a run depend on; not what is made of them afterwards."""
+    after = ("seed", "sampler", "output", "truth", "simulate")
+    config = {k: v for k, v in (inference.config or {}).items() if k not in after}
+    told: dict[str, Any] = {
+        "seed": inference.seed,
+        "sampler": described(inference.sampler),
+        "config": config,
+        "inputs": inference.inputs,
+        "objects": len(getattr(inference.model.likelihood, "names", ())),
+        "hyperparameters": list(inference.model.prior.names),
+        "versions": {n: v for n, v in versions().items() if n not in ("platform", "python")},
+        "dtype": str(jnp.result_type(float)),
+    }
+    return plain(told)
+
+
+def _written(
+    inference: Inference,
+    result: Result,
+    folder: Path,
+    progress: Progress | None,
+    began: float,
+) -> tuple[Result, BaseException | None]:
+    """Write a result with its objects and figures; what went wrong with the latter is returned."""
+    seconds, fault = dict(result.seconds), None
+    drawing = time.perf_counter()
+    objects = _objects(inference, result)
+    if objects is not None:
+        write_objects(objects, folder)
+        seconds["objects"] = time.perf_counter() - drawing
+    if inference.figures:
+        drawing = time.perf_counter()
+        fault = _try_figures(inference, result, objects, folder / "figures", progress)
+        seconds["figures"] = time.perf_counter() - drawing
+    seconds["total"] = time.perf_counter() - began
+    result = dataclasses.replace(result, seconds=seconds)
+    write_result(result, folder, config=inference.config)
+    return result, fault
+
+
+def _analysed(inference: Inference, progress: Progress | None, checkpoint: Checkpoint) -> Result:
     key = jax.random.key(inference.seed)
     if not inference.model.prior.names:
-        return single_object(inference.model, key, truth=inference.truth)
+        result = single_object(inference.model, key, truth=inference.truth)
+        follows = inference.derived(result.draws) if inference.derived is not None else {}
+        return dataclasses.replace(result, derived=follows)
     return analyse(
         inference.model,
         inference.sampler,
@@ -141,16 +193,25 @@ def _analysed(inference: Inference, progress: Progress | None) -> Result:
         min_n_eff=inference.min_n_eff,
         truth=inference.truth,
         derived=inference.derived,
+        checkpoint=checkpoint,
     )
 
 
 def _objects(inference: Inference, result: Result) -> ObjectPosteriors | None:
     model, num = inference.model, inference.num_object_draws
-    if not num or not model.prior.names or not hasattr(model.likelihood, "draw"):
+    if not num or not hasattr(model.likelihood, "draw"):
         return None
-    # A stream of its own, as of the figures.
-    key = jax.random.fold_in(jax.random.key(inference.seed), 4)
-    return object_posteriors(model, result, key=key, num_draws=num)
+    if not model.prior.names:
+        # The result is that of the one object.
+        draws = {name: x.reshape(-1, 1)[:num] for name, x in result.draws.items()}
+        objects = ObjectPosteriors(tuple(model.likelihood.names), draws, {})
+    else:
+        # A stream of its own, as of the figures.
+        key = jax.random.fold_in(jax.random.key(inference.seed), 4)
+        objects = object_posteriors(model, result, key=key, num_draws=num)
+    if inference.about_objects is not None:
+        objects = inference.about_objects(result, objects)
+    return objects
 
 
 # A text table of more rows is slow to write and to read.
@@ -236,7 +297,12 @@ def draw_figures(
     # A stream of its own: the draws do not depend on what is drawn of them.
     key = jax.random.fold_in(jax.random.key(inference.seed), 3)
     figures = standard_figures(
-        inference.model, result, key=key, objects=objects, labels=inference.labels
+        inference.model,
+        result,
+        key=key,
+        objects=objects,
+        labels=inference.labels,
+        measured=inference.measured,
     )
     figures["graph"] = draw_graph(inference.model)
     if inference.more_figures is not None:

@@ -95,6 +95,8 @@ def analysis_parser(prog: str, sampler: str) -> argparse.ArgumentParser:
     add("--injection-spins", metavar="NAME",
         help="spins of the population where its parameters leave them open and the injections "
         "have them, e.g. isotropic-uniform")  # fmt: skip
+    add("--restart", action="store_true",
+        help="discard an interrupted run, rather than go on with it")  # fmt: skip
     add("--no-figures", action="store_true", help="draw no figures")
     for name in ("--n-buckets", "--threshold"):
         add(name, type=float, help="accepted and not needed: the layout of the draws suits itself")
@@ -156,7 +158,11 @@ def _infer(kind: str, options: Any, command: str) -> int:
     for note in settings.notes:
         _note(note)
     inference = build(kind, settings, options, command)
-    arguments = {"overwrite": options.overwrite, "extra": partial(write_chains, seed=options.seed)}
+    arguments = {
+        "overwrite": options.overwrite,
+        "restart": options.restart,
+        "extra": partial(write_chains, seed=options.seed),
+    }
     if settings.progress:
         with progress_reporter() as progress:
             result = run_analysis(inference, options.out, progress=progress, **arguments)
