@@ -6,6 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-for script in ("likelihood.py", "memory.py", "tutorial.py", "parallaxes.py", "hierarchical.py"):
+for script in (
+    "likelihood.py",
+    "memory.py",
+    "tutorial.py",
+    "parallaxes.py",
+    "hierarchical.py",
+    "nested.py",
+):
     print(f"== {script}", flush=True)
     subprocess.run([sys.executable, str(Path(__file__).parent / script)], check=False)

@@ -20,6 +20,8 @@ PACKAGE = "skycensus"
 CORE = {
     "analysis",
     "blocks",
+    "checkpoint",
+    "costs",
     "density",
     "diagnostics",
     "distributions",
@@ -32,14 +34,17 @@ CORE = {
     "latents",
     "likelihood",
     "model",
+    "numpyro_target",
     "objects",
     "precision",
     "predictive",
+    "predictive_checks",
     "prior",
     "result",
     "samplers",
     "statistics",
     "status",
+    "unit_cube",
     "weights",
 }
 SCIENCE = {"gamma", "gw", "stars"}

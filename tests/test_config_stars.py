@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from astropy.table import Table
 
 from skycensus import Gaussian, InputError, Quadrature
 from skycensus.config import build, parse_config
+from skycensus.figures import standard_figures
 from skycensus.likelihood import LinearGrid
+from skycensus.objects import object_posteriors
+from skycensus.output import run_analysis
 from skycensus.stars import lines
 from skycensus.stars.binaries import simulate as simulate_binaries
 
@@ -139,3 +143,77 @@ def test_a_selection_is_refused(folder):
 def test_problems_of_velocities_are_told(folder, override, message):
     with pytest.raises(InputError, match=message):
         made(BINARIES, folder, override)
+
+
+ONE = BINARIES.replace('"normal_log_period"', '"uniform_period"').split("[prior]")[0]
+ECCENTRIC = ("data.orbit=eccentric", "data.num_candidates=1", "data.periods=[6.0, 16.0]")
+UNKNOWN = 'data.jitter={dist = "LogUniform", low = 0.1, high = 3.0}'
+
+
+def test_eccentric_orbits_and_their_elements(folder, tmp_path):
+    many = simulate_binaries(num_stars=2, num_epochs=20, lnsigma=-2.0)
+    many.write(folder / "velocities.ecsv", overwrite=True)
+    inference = made(ONE, folder, 'data.stars=["star 1"]', *ECCENTRIC, "output.figures=false")
+    result = run_analysis(inference, tmp_path / "out")
+    assert {"P", "a", "b", "v0", "e", "M0"} == set(result.draws)
+    assert {"K", "omega"} == set(result.derived)
+    np.testing.assert_allclose(result.derived["K"], np.hypot(*(result.draws[n] for n in "ab")))
+    row = Table.read(tmp_path / "out" / "objects.ecsv")[0]
+    # The simulated orbits are circular; the most probable one explains the data.
+    assert row["e_95"] < 0.15
+    best = {n: float(row[f"{n}_map"]) for n in ("P", "a", "b", "v0", "e", "M0")}
+    measured = inference.measured
+    assert measured.misfit({n: np.full(1, x) for n, x in best.items()})[0] < 40
+    assert row["name"] == "star 1" and row["K_map"] == pytest.approx(np.hypot(best["a"], best["b"]))
+
+
+def test_an_unknown_jitter_of_each_star(folder):
+    form = made(BINARIES, folder, UNKNOWN).model.likelihood
+    assert set(form.nodes) == {"lnP", "jitter"}
+    assert float(form.nodes["jitter"].min()) >= 0.1 and float(form.nodes["jitter"].max()) <= 3.0
+
+
+def test_a_population_of_eccentricities(folder):
+    text = BINARIES.replace("[prior]", 'eccentricity = "beta_eccentricity"\n[prior]')
+    stars = 'data.stars=["star 0"]'
+    inference = made(text, folder, *ECCENTRIC, stars, "prior.alpha_e=1.0", "prior.beta_e=1.0")
+    flat = made(BINARIES, folder, *ECCENTRIC, stars, "data.max_eccentricity=0.95")
+    h = {"mu": 2.3, "lnsigma": -0.5, "alpha_e": 1.0, "beta_e": 1.0}
+    one, two = (float(m.model.log_marginals(h).value[0]) for m in (inference, flat))
+    # Beta(1, 1) is uniform up to one, the default up to the largest eccentricity.
+    assert one - two == pytest.approx(np.log(0.95), abs=1e-9)
+    with pytest.raises(InputError, match=r"orbit = .circular., but the population has eccentrici"):
+        made(text, folder)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('data.jitter={dist = "Normal", loc = 0.0, scale = 1.0}', "allows negative numbers"),
+        ('data.jitter={dist = "LogUnifrom", low = 0.1, high = 3.0}', "did you mean 'LogUniform'"),
+        ("data.jitter=-1.0", "jitter=-1 km/s must be"),
+        ("data.orbit=elliptic", "orbit = 'elliptic' is not one of 'circular', 'eccentric'"),
+    ],
+)
+def test_problems_of_orbits_are_told(folder, override, message):
+    with pytest.raises(InputError, match=message):
+        made(BINARIES, folder, override)
+
+
+def test_figures_of_every_kind(folder, tmp_path):
+    """Which figures are there, and that the line's colours are the memberships."""
+    quick = ("sampler.kind=importance", "sampler.target_ess=400", "output.num_object_draws=40")
+    inference = made(LINE, folder, *quick, "output.figures=false")
+    result = run_analysis(inference, tmp_path / "out")
+    table = Table.read(tmp_path / "out" / "objects.ecsv")
+    objects = object_posteriors(inference.model, result, key=jax.random.key(0), num_draws=40)
+    more = inference.more_figures(result, objects)
+    points = more["line"].axes[0].collections[-1]
+    np.testing.assert_allclose(points.get_array(), objects.membership["line"])
+    assert len(table) == 10
+    found = standard_figures(
+        inference.model, result, key=jax.random.key(1), objects=objects,
+        measured=inference.measured, num_draws=20,
+    )  # fmt: skip
+    assert {"corner", "trace", "predictive_check"} <= set(found)
+    assert len(found["predictive_check"].axes) == 2

@@ -205,7 +205,7 @@ def test_velocities_are_folded_with_the_best_of_the_drawn_periods():
     }
     figure = phase_folded(["star"], [time], [velocity], [np.full(12, 0.1)], draws)
     axes = figure.axes[0]
-    assert axes.get_title() == "star, 7 d"
+    assert axes.get_title() == "star\n7 d, K = 5 km/s"
     # The best orbit passes through the data, and the draw in another mode is not shown.
     curves = [line for line in axes.lines if len(line.get_xdata()) == 201]
     assert len(curves) == 3

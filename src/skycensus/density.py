@@ -120,8 +120,11 @@ class Joint:
             return {"": common}
         return {leaf: term + common for leaf, term in split.items()}
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> dict[str, Array]:
-        theta: dict[str, Array] = {}
+    def sample(
+        self, key: Any, sample_shape: tuple[int, ...] = (), given: Theta | None = None
+    ) -> dict[str, Array]:
+        """Draw the factors in turn; known columns in `given` have the sample shape."""
+        theta: dict[str, Array] = dict(given or {})
         for (names, factor), k in zip(
             self.factors.items(), jax.random.split(key, len(self.factors)), strict=True
         ):
@@ -132,7 +135,8 @@ class Joint:
                 continue
             # A conditional distribution already carries the sample shape of what it depends on.
             batch = drawn.batch_shape if conditional else ()
-            draw = drawn.sample(k, sample_shape[: len(sample_shape) - len(batch)])
+            known = {"given": given} if given and isinstance(drawn, Joint | Mixture) else {}
+            draw = drawn.sample(k, sample_shape[: len(sample_shape) - len(batch)], **known)
             if isinstance(drawn, dist.Distribution):
                 if isinstance(names, tuple):
                     theta.update({n: draw[..., i] for i, n in enumerate(names)})
@@ -140,7 +144,7 @@ class Joint:
                     theta[names] = draw
             else:
                 theta.update(draw)
-        return theta
+        return {name: theta[name] for name in self.names}
 
 
 class Mixture:
@@ -200,11 +204,16 @@ class Mixture:
             ]
         )
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> dict[str, Array]:
+    def sample(
+        self, key: Any, sample_shape: tuple[int, ...] = (), given: Theta | None = None
+    ) -> dict[str, Array]:
+        """Draw a component by its weight for each draw; for `given` see `Joint.sample`."""
+        known = {"given": given} if given else {}
         pick_key, *keys = jax.random.split(key, len(self.components) + 1)
         pick = jax.random.categorical(pick_key, self._log_rates(), shape=sample_shape)
         draws = [
-            c.sample(k, sample_shape) for c, k in zip(self.components.values(), keys, strict=True)
+            c.sample(k, sample_shape, **known)
+            for c, k in zip(self.components.values(), keys, strict=True)
         ]
         out = draws[0]
         for i, draw in enumerate(draws[1:], start=1):

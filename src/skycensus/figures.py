@@ -17,6 +17,7 @@ from .model import HierarchicalModel
 from .objects import ObjectPosteriors
 from .plots import Figure
 from .predictive import hyperparameter_draws, population_curves, posterior_predictive
+from .predictive_checks import Measurements, new_objects, predictive_check
 from .result import Result
 
 SOLAR_MASSES = r"\ [M_\odot]$"
@@ -55,6 +56,7 @@ def standard_figures(
     key: Any,
     objects: ObjectPosteriors | None = None,
     labels: Mapping[str, str] | None = None,
+    measured: Measurements | None = None,
     num_draws: int = 200,
 ) -> dict[str, Figure]:
     r"""Make the figures that every run of a hierarchical model has.
@@ -65,6 +67,8 @@ def standard_figures(
       depend on known columns of the objects.
     * `rate`: the merger rate against redshift, for populations with a factor of `gw.redshift`.
     * `objects_NAME`: each object given the population, and alone where it is known by draws.
+    * `predictive_check`: the data beside those that the fitted population makes in their place,
+      and how well each object's own parameters explain its data; for objects known by a formula.
     * `observed_NAME`: cumulative distributions of observed and predicted objects, where the
       selection is known by injections.
 
@@ -74,11 +78,26 @@ def standard_figures(
         key: for all draws that the figures need.
         objects: posteriors of the objects, if they were drawn.
         labels: name -> axis label of parameters or hyperparameters, over `LABELS`.
+        measured: the objects' data, for the predictive check.
         num_draws: of the hyperparameters; each is one curve of the bands.
     """
     labels = {**LABELS, **(labels or {})}
-    draw_key, curve_key, object_key, check_key = jax.random.split(key, 4)
+    draw_key, curve_key, object_key, check_key, data_key = jax.random.split(key, 5)
     figures = hyperparameter_figures(result, labels=labels)
+    after: Mapping[str, np.ndarray] = {}
+    if measured is not None:
+        before: Mapping[str, np.ndarray] = {}
+        if model.prior.names:
+            after, before = new_objects(model, result, key=draw_key, num_draws=num_draws)
+        check = predictive_check(
+            measured,
+            key=data_key,
+            names=model.likelihood.names,  # type: ignore[attr-defined]
+            predicted=after,
+            prior=before,
+            objects=None if objects is None else objects.draws,
+        )
+        figures["predictive_check"] = plots.predictive_check(check)
     if not model.prior.names:
         return figures
     hyper = hyperparameter_draws(result, num_draws, key=draw_key, prior=model.prior)
@@ -92,6 +111,7 @@ def standard_figures(
             labels=labels,
             truth=truth,
             rate=model.rate == "poisson",
+            theta=after,
         )
     if objects is not None and not isinstance(model.likelihood, Samples):
         for name, draws in objects.draws.items():
@@ -128,6 +148,7 @@ def population_figures(
     labels: Mapping[str, str] | None = None,
     truth: Mapping[str, Any] | None = None,
     rate: bool = True,
+    theta: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Figure]:
     """`population_NAME` for every parameter, and `rate` where there is a redshift.
 
@@ -135,6 +156,8 @@ def population_figures(
         hyperparameters: name -> (draw,).
         truth: true hyperparameters, of which there must be all.
         rate: whether the density is a rate density; otherwise it is shown normalised.
+        theta: objects of the population, name -> (draw, object), that the axes shall hold; by
+            default they are drawn.
     """
     labels = {**LABELS, **(labels or {})}
     names = population(_first(hyperparameters)).names
@@ -149,7 +172,7 @@ def population_figures(
         return plots.density_bands(grid, curves[:split], truth=true, **more)
 
     draw_key, *keys = jax.random.split(key, 1 + len(names))
-    theta = posterior_predictive(population, points, key=draw_key, num=50)
+    theta = theta or posterior_predictive(population, points, key=draw_key, num=50)
     what = "rate density" if rate else "probability density"
     figures = {}
     for name, k in zip(names, keys, strict=True):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.extend.core import Literal as Constant
 
@@ -33,7 +34,7 @@ _GREEK = re.compile(
 )
 # Diameter of a circle, in points: daft's node_unit of one centimetre.
 _DIAMETER = 72 / 2.54
-_FONT_SIZE = 11.0
+_FONT_SIZE, _PLATE_SIZE = 11.0, 9.0
 
 
 class Node(NamedTuple):
@@ -149,9 +150,8 @@ class _Parts(NamedTuple):
 
 
 def _population_parts(model: HierarchicalModel) -> _Parts:
-    prior = model.prior
-    h = prior.complete(prior.sample(jax.random.key(0)))
-    h = {name: jnp.asarray(x, float) for name, x in h.items()}
+    points = _prior_points(model)
+    h = {name: jnp.asarray(x[0]) for name, x in points.items()}
     theta = {name: jnp.full((), 0.5) for name in _asked(model, h)}
     parents: dict[str, list[str]] = {}
     different: dict[str, None] = {}
@@ -169,9 +169,9 @@ def _population_parts(model: HierarchicalModel) -> _Parts:
     weights = None
     if len(paths) > 1:
         weights = _moves(
-            model, lambda p: jax.nn.softmax(jnp.stack([w for w, _ in _tree(model, p).values()]))
+            points, lambda p: jax.nn.softmax(jnp.stack([w for w, _ in _tree(model, p).values()]))
         )
-    rate = _moves(model, lambda p: jnp.asarray(log_total(model.population(p)))[None])
+    rate = _moves(points, lambda p: jnp.asarray(log_total(model.population(p)))[None])
     used = {name for found in parents.values() for name in found} | set(weights or ()) | set(rate)
     return _Parts(
         tuple(name for name in h if name in used),
@@ -240,17 +240,23 @@ def _reach(function: Callable[[Any], Array], example: Mapping[str, Any]) -> tupl
     return tuple(name for name in example if order[name] in needed)
 
 
-def _moves(model: HierarchicalModel, function: Callable[[Any], Array]) -> tuple[str, ...]:
-    """Hyperparameters with which a vector changes, by its derivatives at some prior points.
+def _prior_points(model: HierarchicalModel, num: int = 8) -> dict[str, np.ndarray]:
+    """Some values of all hyperparameters, (num,) each."""
+    # One program: step by step every operation would be compiled by itself.
+    drawn = jax.jit(lambda key: model.prior.sample(key, (num,)))(jax.random.key(0))
+    every = model.prior.complete({name: np.asarray(x) for name, x in drawn.items()})
+    return {name: np.broadcast_to(np.asarray(x, float), num) for name, x in every.items()}
+
+
+def _moves(points: Mapping[str, np.ndarray], function: Callable[[Any], Array]) -> tuple[str, ...]:
+    """Hyperparameters with which a vector changes, by its derivatives at some points.
 
     Fractions that sum to one enter a total rate only in form.
     """
-    points = model.prior.complete(model.prior.sample(jax.random.key(0), (8,)))
     if not points:
         return ()
-    points = {name: jnp.broadcast_to(jnp.asarray(x, float), 8) for name, x in points.items()}
-    slopes = jax.jit(jax.vmap(jax.jacfwd(function)))(points)
-    return tuple(name for name in points if jnp.any(jnp.abs(slopes[name]) > 1e-6))
+    slopes = jax.jit(jax.vmap(jax.jacfwd(function)))(dict(points))
+    return tuple(name for name in points if np.any(np.abs(slopes[name]) > 1e-6))
 
 
 def _followed(name: str, same_as: Mapping[str, str]) -> str:
@@ -321,11 +327,11 @@ def _symbol(word: str) -> str:
     return word if len(word) == 1 or word.isdigit() else rf"\mathrm{{{word}}}"
 
 
-def _text_width(node: Node) -> float:
-    """Width of a node's text over the height of a circle."""
+def _text_width(text: str, size: float) -> float:
+    """Width of a text over the height of a circle."""
     from matplotlib.textpath import TextPath
 
-    return float(TextPath((0, 0), node.label, size=_FONT_SIZE).get_extents().width) / _DIAMETER
+    return float(TextPath((0, 0), text, size=size).get_extents().width) / _DIAMETER
 
 
 def _draw(graph: Graph, dpi: float) -> Figure:
@@ -337,13 +343,14 @@ def _draw(graph: Graph, dpi: float) -> Figure:
         ) from error
     import matplotlib.pyplot as plt
 
-    texts = {name: _text_width(node) for name, node in graph.nodes.items()}
+    texts = {name: _text_width(node.label, _FONT_SIZE) for name, node in graph.nodes.items()}
+    names = {plate: _text_width(text, _PLATE_SIZE) for plate, text in graph.plates.items()}
     aspects = {name: max(1.0, width + 0.3) for name, width in texts.items()}
     plates = {name: node.plates for name, node in graph.nodes.items()}
     dots = {name for name, node in graph.nodes.items() if node.kind == "fixed"}
     # The text of a dot stands above it.
     widths = texts | {name: a for name, a in aspects.items() if name not in dots}
-    placed = arrange(plates, graph.edges, widths, dots)
+    placed = arrange(plates, graph.edges, widths, dots, labels=names)
     left, bottom, right, top = placed.extent
     pgm = daft.PGM(shape=(right - left, top - bottom), origin=(left, bottom), dpi=dpi)
     for name, node in graph.nodes.items():
@@ -362,7 +369,9 @@ def _draw(graph: Graph, dpi: float) -> Figure:
     for parent, child in graph.edges:
         pgm.add_edge(parent, child)
     for name, box in _boxes(graph, placed):
-        pgm.add_plate(list(box), label=graph.plates[name], position="bottom left", fontsize=9)
+        pgm.add_plate(
+            list(box), label=graph.plates[name], position="bottom left", fontsize=_PLATE_SIZE
+        )
     figure = pgm.render(dpi=dpi).figure
     # A figure of ours is shown by whoever asked for it, not by pyplot.
     plt.close(figure)

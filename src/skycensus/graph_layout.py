@@ -37,6 +37,8 @@ def arrange(
     edges: Edges,
     widths: Mapping[str, float],
     dots: Collection[str] = (),
+    *,
+    labels: Mapping[str, float] | None = None,
 ) -> Placed:
     """Lay out a graph.
 
@@ -45,12 +47,14 @@ def arrange(
         edges: (parent, child).
         widths: node -> its width in diameters of a circle.
         dots: nodes that are small, with their text above.
+        labels: plate -> the width of its text, in diameters of a circle.
     """
     rows = _rows(plates, edges, dots)
     width = {n: max(0.15, _NODE * widths[n]) for n in plates}
     x = _columns(plates, edges, rows, width)
     nodes = {n: (x[n], float(rows[n])) for n in plates}
-    boxes = _boxes(plates, nodes, width)
+    texts = {plate: _NODE * w + _LABEL_ROOM for plate, w in (labels or {}).items()}
+    boxes = _boxes(plates, nodes, width, texts)
     all_boxes = list(boxes.values())
     all_boxes += [
         (x - 0.5 * width[n], y - 0.5 * _NODE, width[n], _NODE) for n, (x, y) in nodes.items()
@@ -155,6 +159,7 @@ def _boxes(
     plates: Mapping[str, tuple[str, ...]],
     nodes: Mapping[str, tuple[float, float]],
     width: Mapping[str, float],
+    texts: Mapping[str, float],
 ) -> dict[str, tuple[float, float, float, float]]:
     out = {}
     for plate in dict.fromkeys(p for path in plates.values() for p in path):
@@ -164,6 +169,9 @@ def _boxes(
         side, bottom = _MARGIN * depth, _MARGIN * depth + _LABEL_ROOM * depth
         left = min(nodes[n][0] - 0.5 * width[n] for n in members) - side
         right = max(nodes[n][0] + 0.5 * width[n] for n in members) + side
+        # A text that is wider than the members widens their box on both sides.
+        more = 0.5 * max(0.0, texts.get(plate, 0.0) - (right - left))
+        left, right = left - more, right + more
         low = min(nodes[n][1] for n in members) - 0.5 * _NODE - bottom
         high = max(nodes[n][1] for n in members) + 0.5 * _NODE + side
         out[plate] = (left, low, right - left, high - low)

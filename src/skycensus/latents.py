@@ -95,6 +95,16 @@ class LatentTarget(Target):
             f"{self.num_latent} latent parameters; use NUTS."
         )
 
+    def from_unit_cube(self, u: Array) -> dict[str, Array]:
+        """Not known: every object's prior is the population's, and there are too many of them.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"nested sampling is hopeless for {self.num_latent} latent parameters; use NUTS."
+        )
+
     def start_points(self, key: Any, num: int) -> Array:
         """Points for chains to start from: wider than the pilot's guess of the posterior."""
         hyper_key, latent_key = jax.random.split(key)

@@ -330,21 +330,28 @@ def _as_draws(hyperparameters: Hyperparameters) -> tuple[dict[str, Array], int]:
 
 
 def posterior_predictive(
-    population: Population, hyperparameters: Hyperparameters, *, key: Any, num: int = 1
+    population: Population,
+    hyperparameters: Hyperparameters,
+    *,
+    key: Any,
+    num: int = 1,
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
     r"""Draw objects from $p(\theta) = \langle \rho(\theta|\Lambda) / R(\Lambda) \rangle_\Lambda$.
 
     Args:
         hyperparameters: name -> (draw,).
         num: objects for each draw.
+        given: known columns of these objects, (num,), where the population depends on them.
 
     Returns:
         Parameter name -> (draw, num); together they are the posterior predictive.
     """
     hyper, size = _as_draws(hyperparameters)
+    known: dict[str, Any] = {"given": dict(given)} if given else {}
 
     def one(h_and_key: tuple[Any, Any]) -> dict[str, Array]:
-        return population(h_and_key[0]).sample(h_and_key[1], (num,))
+        return population(h_and_key[0]).sample(h_and_key[1], (num,), **known)
 
     drawn = jax.jit(lambda *args: jax.lax.map(one, args))(hyper, jax.random.split(key, size))
     return {name: np.asarray(x) for name, x in drawn.items()}

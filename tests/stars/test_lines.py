@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from skycensus import HierarchicalModel, Prior
+from skycensus import HierarchicalModel, InputError, Prior
 from skycensus.likelihood.leaves import memberships
 from skycensus.model import hyperparameter_names
 from skycensus.stars import lines
@@ -95,3 +95,10 @@ def test_posterior_memberships_are_the_exact_ones(shared, require_path):
     )["line"]
     # Averaging over the posterior moves a membership by some hundredths at most.
     assert np.abs(np.asarray(at_mean) - table["p_member"]).max() < 0.06
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.1, np.nan])
+def test_uncertainties_must_be_positive_from_python_too(bad):
+    points = lines.Points(np.ones(2), np.ones(2), np.array([bad, 1.0]), ("p", "q"))
+    with pytest.raises(InputError, match=f"p: an uncertainty of {bad:g} is not a positive number"):
+        lines.objects(points)

@@ -61,3 +61,10 @@ def test_negative_parallaxes_are_data():
     beyond = parallax.normal_cluster({"mu_r": 20.0, "ln_std_r": jnp.log(2.0)})
     assert near.log_marginal(at).value[0] > near.log_marginal(beyond).value[0] + 50
     assert far.log_marginal(beyond).value[0] > far.log_marginal(at).value[0] + 50
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.1, np.nan])
+def test_uncertainties_must_be_positive_from_python_too(bad):
+    data = parallax.Parallaxes(np.ones(2), np.array([0.1, bad]), ("a", "b"))
+    with pytest.raises(InputError, match=f"b: an uncertainty of {bad:g} is not a positive number"):
+        parallax.objects(data)

@@ -13,6 +13,7 @@ from astropy.time import Time
 from scipy.special import logsumexp
 
 from skycensus import InputError, Joint
+from skycensus.stars.kepler import eccentric_orbits
 from skycensus.stars.radial_velocity import (
     Jitter,
     Velocities,
@@ -205,9 +206,45 @@ def test_jitter_is_integrated_or_fixed():
     np.testing.assert_allclose(got, logsumexp(each, b=jitter.probability), atol=1e-3)
     fixed = circular_orbits(stars.with_jitter(1.0), periods=(2.0, 10.0))
     np.testing.assert_allclose(float(fixed.log_marginal(density).value[0]), each[1], atol=1e-3)
-    nodes = Jitter.of(dist.LogNormal(0.0, 0.5), 16)
-    np.testing.assert_allclose(nodes.probability.sum(), 1.0)
-    np.testing.assert_allclose(nodes.value @ nodes.probability, np.exp(0.125), rtol=0.01)
+
+
+def test_nodes_of_a_jitter_resolve_what_velocities_say_of_it():
+    star = simulated(12, 40.0, jitter=1.5)
+    stars = velocities(table_of(star))
+    prior = dist.LogUniform(0.05, 20.0)
+    jitter = Jitter.of(prior, stars)
+    np.testing.assert_allclose(jitter.probability.sum(), 1.0)
+    form = circular_orbits(stars, periods=(2.0, 10.0), jitter=jitter)
+    density = Joint(lnP=dist.Uniform(np.log(2.0), np.log(10.0)), **LINEAR)
+    fine = 0.05 * 400 ** ((np.arange(100) + 0.5) / 100)
+    each = [brute_force(star, s, 2.0, 10.0, 1500) for s in fine]
+    want = logsumexp(each) - np.log(len(each))
+    np.testing.assert_allclose(float(form.log_marginal(density).value[0]), want, atol=3e-3)
+    p = np.exp(np.array(each) - logsumexp(each))
+    keys = jax.random.split(jax.random.key(1), 4000)
+    draws = jax.jit(lambda k: jax.lax.map(lambda k: form.draw(density, k), k, batch_size=500))(keys)
+    s = np.asarray(draws["jitter"])[:, 0]
+    mean, sd = p @ fine, np.sqrt(p @ (fine - p @ fine) ** 2)
+    assert abs(s.mean() - mean) < 0.1 * sd
+    assert abs(s.std() / sd - 1) < 0.15
+    # A prior with some of its mass at no jitter at all loses none of it.
+    half = Jitter.of(dist.HalfNormal(0.1), stars)
+    np.testing.assert_allclose(half.probability.sum(), 1.0)
+    assert half.value[0] == 0.025 and half.probability[0] > 0.3
+    with pytest.raises(InputError, match="jitter: Normal allows negative numbers"):
+        Jitter.of(dist.Normal(0.0, 1.0), stars)
+
+
+def test_uncertainties_must_be_positive_from_python_too():
+    t, v, e = simulated(6, 40.0)
+    e[3] = -0.5
+    stars = Velocities((t,), (v,), (e,), ("star 9",), np.zeros(1))
+    calls = (circular_orbits, eccentric_orbits, lambda s: s.with_jitter(1.0))
+    for call in calls:
+        with pytest.raises(InputError, match=r"star 9: an uncertainty of -0\.5 is not a positive"):
+            call(stars)
+    with pytest.raises(InputError, match=r"jitter=-1 km/s must be"):
+        velocities(table_of(simulated(6, 40.0))).with_jitter(-1.0)
 
 
 # ---- reading -------------------------------------------------------------------------------------

@@ -62,9 +62,12 @@ FAMILIES: dict[str, dict[str, str]] = {
         "gw.spin",
     ),
     "redshift": dict.fromkeys(("power_law", "madau_dickinson"), "gw.redshift"),
-    "eccentricity": dict.fromkeys(
-        ("truncated_normal", "two_truncated_normals", "power_law"), "gw.eccentricity"
-    ),
+    "eccentricity": {
+        **dict.fromkeys(
+            ("truncated_normal", "two_truncated_normals", "power_law"), "gw.eccentricity"
+        ),
+        "beta_eccentricity": "stars.binaries",
+    },
     "distance": {"normal_cluster": "stars.parallax"},
     "period": dict.fromkeys(("normal_log_period", "uniform_period"), "stars.binaries"),
     "line": dict.fromkeys(("line", "line_with_outliers"), "stars.lines"),

@@ -26,6 +26,8 @@ SAMPLERS = {
     "nuts": ("nuts", "NUTS"),
     "flow_mcmc": ("flow_mcmc", "FlowMCMC"),
     "quadrature": ("quadrature", "QuadratureSampler"),
+    "nested": ("nested", "Nested"),
+    "dynesty": ("dynesty", "Dynesty"),
 }
 
 

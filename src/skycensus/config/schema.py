@@ -64,7 +64,10 @@ class RadialVelocities:
     periods: list[float] = field(default_factory=lambda: [1.5, 20.0])
     oversampling: float = 10.0
     max_baselines: float = 10.0
-    jitter: float = 0.0
+    orbit: Literal["circular", "eccentric"] = "circular"
+    max_eccentricity: float = 0.95
+    num_candidates: int = 12
+    jitter: float | dict[str, Any] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from .curves import cumulative_bands, density_bands
+from .checks import predictive_check
+from .curves import cumulative_bands, density_bands, line
 from .draws import corner, trace
 from .objects import n_eff, object_posteriors
 from .style import save_figures
@@ -18,8 +19,10 @@ __all__ = [
     "corner",
     "cumulative_bands",
     "density_bands",
+    "line",
     "n_eff",
     "object_posteriors",
+    "predictive_check",
     "save_figures",
     "trace",
 ]

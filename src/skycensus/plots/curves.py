@@ -88,6 +88,45 @@ def _bands(curves: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
+def line(
+    x: ArrayLike,
+    y: ArrayLike,
+    error: ArrayLike,
+    slope: ArrayLike,
+    intercept: ArrayLike,
+    *,
+    membership: ArrayLike | None = None,
+    xlabel: str = "x",
+    ylabel: str = "y",
+) -> Figure:
+    """Points with errors in y, and the 50 and 90 % bands of a straight line through them.
+
+    Args:
+        x, y, error: (point,).
+        slope, intercept: draws (draw,).
+        membership: (point,) the probability that a point belongs to the line, shown as its colour.
+    """
+    x, y, error = (np.asarray(values, float) for values in (x, y, error))
+    grid = np.linspace(x.min(), x.max(), 101)
+    lines = np.asarray(slope)[:, None] * grid + np.asarray(intercept)[:, None]
+    with style():
+        axes = Figure(figsize=(6.4, 4.2), layout="constrained").subplots()
+        figure = density_bands(grid, {"line": lines}, xlabel=xlabel, ylabel=ylabel, axes=axes)
+        axes.errorbar(x, y, error, fmt="none", lw=0.8, ecolor="0.5", zorder=3)
+        colour = "0.15" if membership is None else np.asarray(membership, float)
+        points = axes.scatter(
+            x, y, 22, c=colour, cmap="coolwarm_r", vmin=0.0, vmax=1.0, edgecolors="0.15",
+            linewidths=0.6, zorder=4,
+        )  # fmt: skip
+        if membership is not None:
+            figure.colorbar(points, label="probability of being on the line")
+        low, high = min(y.min(), lines.min()), max(y.max(), lines.max())
+        room = 0.06 * (high - low)
+        axes.set_xlim(*(x.min(), x.max()) + np.array([-0.03, 0.03]) * np.ptp(x))
+        axes.set_ylim(low - room, high + room)
+    return figure
+
+
 def cumulative_bands(
     values: Mapping[str, ArrayLike], *, xlabel: str = "", xscale: str = "linear"
 ) -> Figure:

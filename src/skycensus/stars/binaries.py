@@ -1,7 +1,8 @@
 r"""Populations of binary stars: periods, and the linear parameters of their orbits.
 
-Amplitudes and systemic velocities are normal around zero, $a, b \sim \mathcal N(0, s_K)$, $v_0 \sim
-\mathcal N(0, s_v)$ in km/s, with fixed widths unless hyperparameters `ln_s_K`, `ln_s_v` are given.
+Amplitudes (see `radial_velocity`, `kepler`) and systemic velocities are normal around zero,
+$a, b \sim \mathcal N(0, s_K)$, $v_0 \sim \mathcal N(0, s_v)$ in km/s, with fixed widths unless
+hyperparameters `ln_s_K`, `ln_s_v` are given.
 """
 
 from __future__ import annotations
@@ -40,6 +41,15 @@ def uniform_period(
 ) -> Joint:
     """P uniform between `low` and `high` days: the prior of one star by itself."""
     return Joint({"P": dist.Uniform(low, high), **_linear(h, amplitude_sd, velocity_sd)})
+
+
+def beta_eccentricity(h: Mapping[str, Array]) -> Joint:
+    r"""Eccentricities $e \sim \mathrm{Beta}(\alpha, \beta)$, a factor beside one of periods.
+
+    Hyperparameters: `alpha_e` and `beta_e`; without them 0.867 and 3.03 (Kipping 2013, MNRAS 434,
+    L51).
+    """
+    return Joint(e=dist.Beta(h.get("alpha_e", 0.867), h.get("beta_e", 3.03)))
 
 
 def _linear(h: Mapping[str, Any], amplitude_sd: float, velocity_sd: float) -> dict[str, Any]:

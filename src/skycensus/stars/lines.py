@@ -23,7 +23,8 @@ from jax import Array
 
 from ..density import Joint, Mixture
 from ..likelihood.gaussian import Gaussian
-from .tables import columns_of, read_table
+from ..predictive_checks import Measurements
+from .tables import check_uncertainties, columns_of, read_table
 
 
 class Points(NamedTuple):
@@ -66,7 +67,12 @@ def read_points(path: str | Path, **options: Any) -> Points:
 
 
 def objects(data: Points) -> Gaussian:
-    """The points as a likelihood over `y`, their true ordinates; `x` is known."""
+    """The points as a likelihood over `y`, their true ordinates; `x` is known.
+
+    Raises:
+        InputError: an uncertainty that is not positive (the point is named).
+    """
+    check_uncertainties(data.error, data.names)
     return Gaussian(
         [np.ones((1, 1))] * len(data.y),
         [np.atleast_1d(y) for y in data.y],
@@ -75,6 +81,15 @@ def objects(data: Points) -> Gaussian:
         names=data.names,
         given={"x": data.x},
     )
+
+
+def measurements(data: Points) -> Measurements:
+    """The ordinates for a predictive check."""
+
+    def predict(theta: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return theta["y"], data.error
+
+    return Measurements(data.y, np.arange(len(data.y)), predict, "$y$")
 
 
 def line(h: Mapping[str, Array], *, intrinsic_scatter: bool = False) -> Joint:

@@ -24,7 +24,8 @@ from jax import Array
 from ..density import Joint
 from ..errors import InputError
 from ..likelihood.quadrature import Quadrature
-from .tables import columns_of, read_table
+from ..predictive_checks import Measurements
+from .tables import check_uncertainties, columns_of, read_table
 
 
 class Parallaxes(NamedTuple):
@@ -92,9 +93,24 @@ def log_likelihood(theta: Mapping[str, Array], data: Mapping[str, Array]) -> Arr
 
 
 def objects(data: Parallaxes, **options: Any) -> Quadrature:
-    """The stars as a likelihood over `r`, their distance in kpc; options are `Quadrature`'s."""
+    """The stars as a likelihood over `r`, their distance in kpc; options are `Quadrature`'s.
+
+    Raises:
+        InputError: an uncertainty that is not positive (the star is named).
+    """
+    check_uncertainties(data.error, data.names)
     columns = {"parallax": data.parallax, "error": data.error}
     return Quadrature(log_likelihood, columns, names=data.names, **options)
+
+
+def measurements(data: Parallaxes) -> Measurements:
+    """The parallaxes for a predictive check."""
+
+    def predict(theta: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return 1.0 / theta["r"], data.error
+
+    owner = np.arange(len(data.names))
+    return Measurements(data.parallax, owner, predict, r"$\varpi\ [\mathrm{mas}]$")
 
 
 def normal_cluster(h: Mapping[str, Array]) -> Joint:

@@ -16,9 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..blocks import in_blocks, on_all_cores
+
 # Frequencies of a fine step, and the most numbers in a table of a scan.
 _FINE = 128
 _SCAN_SIZE = 2**21
+
+# Maxima that are refined at once.
+_REFINED_AT_ONCE = 1024
 
 # Steps towards a maximum: first safe ones, then fast ones.
 _HALVINGS, _PARABOLAS = 5, 6
@@ -120,8 +125,20 @@ def log_marginal(omega: Array, star: Epochs, widths: Widths) -> Array:
     return _log_marginal(sums, _constants(star, widths), widths)
 
 
+def log_norm(epochs: Epochs, widths: Widths) -> np.ndarray:
+    """What the scan's log marginals leave out because no frequency enters it, (star,)."""
+    total, y_total = (np.asarray(x) for x in _constants(epochs, widths))
+    pivot = total + widths.offset**-2
+    used = epochs.w > 0
+    noise = 0.5 * np.sum(np.log(np.where(used, epochs.w, 1.0)), axis=1)
+    noise = noise - 0.5 * np.log(2 * np.pi) * used.sum(axis=1)
+    misfit = np.sum(epochs.w * epochs.y**2, axis=1) + (epochs.mean / widths.offset) ** 2
+    prior = np.log(widths.offset) + 2.0 * np.log(widths.amplitude)
+    return noise - 0.5 * misfit + 0.5 * y_total**2 / pivot - 0.5 * np.log(pivot) - prior
+
+
 def climb(value: Callable[[Array], Array], start: Array, reach: Array) -> tuple[Array, ...]:
-    """The maximum of a function of one number within `reach` of `start`.
+    """The maximum of a function of one number within `reach` of `start`, where it is higher.
 
     Returns its place, its value and the second derivative there.
     """
@@ -129,10 +146,14 @@ def climb(value: Callable[[Array], Array], start: Array, reach: Array) -> tuple[
     def at(x: Array, h: Array, points: Array) -> Array:
         return jax.vmap(value)(x + h * points)
 
-    def halve(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, h = state
-        points = jnp.linspace(-1.0, 1.0, 5)
-        return x + h * points[jnp.argmax(at(x, h, points))], 0.5 * h
+    def halve(_: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x, h, middle = state
+        low, high = at(x, h, jnp.array([-0.5, 0.5]))
+        # The highest of three is again above what is on both sides of it.
+        move = jnp.where(high > low, 0.5, -0.5)
+        better = jnp.maximum(low, high)
+        moves = better > middle
+        return x + jnp.where(moves, move * h, 0.0), 0.5 * h, jnp.where(moves, better, middle)
 
     def parabola(_: Any, state: Any) -> Any:
         x, h, _, _ = state
@@ -144,9 +165,10 @@ def climb(value: Callable[[Array], Array], start: Array, reach: Array) -> tuple[
         finer = jnp.minimum(0.33 / jnp.sqrt(-curvature), h)
         return x + move, jnp.where(second < 0, finer, h), middle, second
 
-    x, h = jax.lax.fori_loop(0, _HALVINGS, halve, (start, reach))
-    state = (x, h, jnp.zeros(()), jnp.zeros(()))
-    x, _, top, curvature = jax.lax.fori_loop(0, _PARABOLAS, parabola, state)
+    halved = (start, reach, value(start))
+    x, h, _ = jax.lax.fori_loop(0, _HALVINGS, halve, halved)
+    fitted = (x, h, jnp.zeros(()), jnp.zeros(()))
+    x, _, top, curvature = jax.lax.fori_loop(0, _PARABOLAS, parabola, fitted)
     return x, top, curvature
 
 
@@ -164,7 +186,7 @@ def _refine(epochs: Epochs, star: Array, start: Array, reach: Array, widths: Wid
 
 def scan(
     epochs: Epochs, low: float, high: float, step: np.ndarray, threshold: float, widths: Widths
-) -> tuple[Peaks, Intervals]:
+) -> tuple[Peaks, Intervals, np.ndarray]:
     r"""All that matters of $\ln m(\omega)$ for angular frequencies between `low` and `high`.
 
     Args:
@@ -175,8 +197,9 @@ def scan(
         widths: of the priors of the linear parameters.
 
     Returns:
-        maxima (refined from every local maximum of the scan that can reach the threshold), and the
-        intervals of the scan's own steps where it is above the threshold.
+        maxima (refined from every local maximum of the scan that can reach the threshold), with
+        values below the star's best; the intervals of the scan's own steps where it is above the
+        threshold; and the best values, (star,).
     """
     best, seen, above = _seen(epochs, low, high, step, threshold, widths)
     peaks = _refined(seen, epochs, low, high, step, widths)
@@ -189,7 +212,7 @@ def scan(
     # A maximum that is narrower than a step of the scan needs no such step around it.
     rest[rest] = ~_claimed(star[rest], omega[rest], peaks, threshold, 2.0 * (high - low))
     star, omega = star[rest], omega[rest]
-    return peaks, Intervals(star, omega - step[star], omega + step[star], step[star])
+    return peaks, Intervals(star, omega - step[star], omega + step[star], step[star]), best
 
 
 def _seen(
@@ -205,25 +228,27 @@ def _seen(
     lost = np.minimum(0.5, (0.25 * step * epochs.t.max(axis=1)) ** 2)
     lost = lost * np.sum(epochs.w * epochs.y**2, axis=1)
     coarse = np.arange(float(size))
-    best = np.zeros(len(num))
-    found: list[Any] = []
-    for first in range(0, len(num), chunk):
-        # The last chunk repeats a star, so that all have one compiled shape.
-        at = np.minimum(np.arange(first, first + chunk), len(num) - 1)
-        own = Epochs(*(x[at] for x in epochs))
-        table = np.array(_scan(own, np.full(chunk, low), step[at], coarse, widths))
-        at = np.arange(first, min(first + chunk, len(num)))
+    # One compiled shape: the last chunk repeats its last star, and leaves it out again.
+    every = np.arange(len(num) + -len(num) % chunk)
+
+    def one(at: np.ndarray) -> tuple[np.ndarray, ...]:
+        fill = np.minimum(at, len(num) - 1)
+        own = Epochs(*(x[fill] for x in epochs))
+        table = np.array(_scan(own, np.full(chunk, low), step[fill], coarse, widths))
+        at = at[at < len(num)]
         table = table[: len(at)]
         table[np.arange(table.shape[1]) >= num[at][:, None]] = -np.inf
-        best[at] = table.max(axis=1)
+        best = table.max(axis=1)
         inner = table[:, 1:-1]
-        peak = inner > (best[at] - threshold - lost[at])[:, None]
+        peak = inner > (best - threshold - lost[at])[:, None]
         peak &= (inner >= table[:, :-2]) & (inner >= table[:, 2:])
         star, place = np.nonzero(peak)
-        high_star, high_place = np.nonzero(table > (best[at] - threshold)[:, None])
+        high_star, high_place = np.nonzero(table > (best - threshold)[:, None])
         value = table[high_star, high_place]
-        found.append((at[star], place + 1, at[high_star], high_place, value))
-    star, place, high_star, high_place, value = (
+        return best, at[star], place + 1, at[high_star], high_place, value
+
+    found = on_all_cores(one, list(every.reshape(-1, chunk)))
+    best, star, place, high_star, high_place, value = (
         np.concatenate(column) for column in zip(*found, strict=True)
     )
     above = (high_star, low + step[high_star] * high_place, value)
@@ -240,12 +265,10 @@ def _refined(
 ) -> Peaks:
     """Refined maxima with their values; the standard deviation of what is none is infinite."""
     star, start = seen
-    # Few compiled shapes: a power of two of candidates.
-    fill = 2 ** int(np.ceil(np.log2(max(len(star), 256)))) - len(star)
-    padded = (np.pad(star, (0, fill)), np.pad(start, (0, fill), constant_values=low))
-    reach = np.pad(step[star], (0, fill), constant_values=1e-3)
-    out = _refine(epochs, *padded, reach, widths)
-    omega, value, curvature = (np.asarray(x)[: len(star)] for x in out)
+    columns = {"star": star, "start": start, "reach": step[star]}
+    omega, value, curvature = in_blocks(
+        lambda block: _refine(epochs, *block.values(), widths), columns, _REFINED_AT_ONCE
+    )
     good = (curvature < 0) & (omega >= low) & (omega <= high)
     sd = np.full(len(star), np.inf)
     sd[good] = (-curvature[good]) ** -0.5

@@ -24,8 +24,8 @@ from jax import Array
 
 from ..errors import InputError, did_you_mean
 from ..likelihood.linear_grid import LinearGrid
-from .periods import Epochs, Widths, merged, nodes_of, scan
-from .tables import columns_of, read_table
+from .periods import Epochs, Intervals, Peaks, Widths, log_norm, merged, nodes_of, scan
+from .tables import check_uncertainties, columns_of, read_table
 
 PARAMETERS = ("a", "b", "v0")
 
@@ -63,7 +63,14 @@ class Velocities(NamedTuple):
         return Velocities(time, velocity, error, tuple(names), self.first[at])
 
     def with_jitter(self, jitter: float) -> Velocities:
-        """The same with a white noise of `jitter` km/s more, added in squares."""
+        """The same with a white noise of `jitter` km/s more, added in squares.
+
+        Raises:
+            InputError: a jitter, or an uncertainty of the data, that is negative or not finite.
+        """
+        if not (np.isfinite(jitter) and jitter >= 0):
+            raise InputError(f"jitter={jitter:g} km/s must be a number of zero or more.")
+        check_uncertainties(self.error, self.names)
         return self._replace(error=tuple(np.hypot(e, jitter) for e in self.error))
 
 
@@ -175,9 +182,10 @@ def lomb_scargle(
 
 def circular(theta: Mapping[str, Any], columns: Mapping[str, Any]) -> Array:
     """Design matrix (epoch, 3) of a, b, v0 for a circular orbit of period `P` or exp(`lnP`)."""
-    period = theta["P"] if "P" in theta else jnp.exp(theta["lnP"])
-    phase = 2.0 * jnp.pi / period * columns["t"]
-    return jnp.stack([jnp.cos(phase), jnp.sin(phase), jnp.ones_like(phase)], axis=-1)
+    xp = np if isinstance(columns["t"], np.ndarray) else jnp
+    period = theta["P"] if "P" in theta else xp.exp(theta["lnP"])
+    phase = 2.0 * np.pi / period * columns["t"]
+    return xp.stack([xp.cos(phase), xp.sin(phase), xp.ones_like(phase)], axis=-1)
 
 
 def noise_with_jitter(theta: Mapping[str, Any], columns: Mapping[str, Any]) -> Array:
@@ -186,16 +194,65 @@ def noise_with_jitter(theta: Mapping[str, Any], columns: Mapping[str, Any]) -> A
 
 
 class Jitter(NamedTuple):
-    """Nodes [km/s] of an unknown white noise of each star, and their prior probabilities."""
+    """Nodes [km/s] of an unknown white noise of each star, and their prior probabilities.
+
+    Attributes:
+        value, probability: (node,).
+        width: (node,) of the cells that the nodes stand for, for draws; None for the nodes alone.
+    """
 
     value: np.ndarray
     probability: np.ndarray
+    width: np.ndarray | None = None
 
     @classmethod
-    def of(cls, prior: Any, num: int = 8) -> Jitter:
-        """Nodes of a NumPyro distribution on positive numbers: Gauss-Legendre in its quantiles."""
-        place, share = np.polynomial.legendre.leggauss(num)
-        return cls(np.asarray(prior.icdf(jnp.asarray(0.5 * (place + 1.0)))), 0.5 * share)
+    def of(cls, prior: Any, stars: Velocities, *, step: float = 1.0) -> Jitter:
+        r"""Nodes that resolve what the velocities of any of the stars can say of their jitter s.
+
+        n velocities know ln s to $1/\sqrt{2n}$ at best. Cells of `step` times that, for the star
+        with the most, reach from a tenth of the smallest error, below which s is as good as zero,
+        to ten times the largest deviation of a velocity; the prior mass beyond goes to the ends.
+
+        Args:
+            prior: NumPyro distribution on positive numbers, with a cdf.
+            stars: whose noise it is.
+
+        Raises:
+            InputError: a prior that allows negative numbers, or without a cdf.
+        """
+        low, high = _jitter_range(prior, stars)
+        most = max(len(t) for t in stars.time)
+        num = int(np.ceil(np.log(high / low) * np.sqrt(2.0 * most) / step))
+        edges = np.geomspace(low, high, max(num, 1) + 1)
+        below = np.asarray(prior.cdf(jnp.asarray(edges)), float)
+        # What is below the first edge is as good as none of it.
+        value = np.append(0.5 * low, np.sqrt(edges[1:] * edges[:-1]))
+        probability = np.diff(below, prepend=0.0)
+        probability[-1] += 1.0 - below[-1]
+        width = np.append(low, np.diff(edges))
+        kept = probability > 1e-12
+        return cls(value[kept], probability[kept], width[kept])
+
+
+def _jitter_range(prior: Any, stars: Velocities) -> tuple[float, float]:
+    """Where the nodes of a jitter begin and end; see `Jitter.of`."""
+    name = type(prior).__name__
+    bounds = [getattr(prior.support, f"{side}_bound", None) for side in ("lower", "upper")]
+    if bounds[0] is None or not float(bounds[0]) >= 0:
+        raise InputError(
+            f"jitter: {name} allows negative numbers; give a prior on positive ones, such as "
+            "LogUniform, HalfNormal or LogNormal."
+        )
+    low = max(0.1 * min(float(e.min()) for e in stars.error), float(bounds[0]))
+    far = max(float(np.abs(v - np.median(v)).max()) for v in stars.velocity)
+    high = max(10.0 * far, 10.0 * low)
+    high = high if bounds[1] is None else min(high, float(bounds[1]))
+    try:
+        prior.cdf(jnp.asarray(high))
+    except NotImplementedError:
+        raise InputError(f"jitter: {name} has no cdf in NumPyro; give another prior.") from None
+    # A prior of small jitters alone has all its mass below the first edge.
+    return low, max(high, 1.001 * low)
 
 
 def circular_orbits(
@@ -209,7 +266,7 @@ def circular_orbits(
     threshold: float = 20.0,
     step: float = 0.5,
     max_baselines: float = 10.0,
-    max_nodes: int = 50_000,
+    max_nodes: int = 200_000,
 ) -> LinearGrid:
     r"""Stars on circular orbits, as a form in a, b, v0 [km/s] and lnP or P [days].
 
@@ -223,48 +280,39 @@ def circular_orbits(
         periods: shortest and longest, in days; outside the likelihood counts as zero.
         parameter: the nonlinear parameter of the population.
         widths: priors for the scan; they decide which periods matter, not the result.
-        jitter: nodes of a white noise beyond the errors, integrated with its prior (for a known one
-            see `Velocities.with_jitter`).
+        jitter: nodes of a white noise beyond the errors, each star's own, integrated with its prior
+            and drawn as `jitter` (for a known one see `Velocities.with_jitter`).
         oversampling: see above.
         threshold: in natural logarithms.
         step: see above.
         max_baselines: how many times a star's time base the longest period may be.
-        max_nodes: for one star.
+        max_nodes: for one star, over all jitters.
 
     Raises:
-        InputError: a range of periods that is none or that a star's times cannot resolve (the star
-            is named), or a star that needs more nodes than `max_nodes`.
+        InputError: an uncertainty that is not positive, a range of periods that is none or that a
+            star's times cannot resolve (the star is named), or a star that needs more nodes than
+            `max_nodes`.
     """
-    check_range(stars, periods, max_baselines)
-    if parameter not in ("lnP", "P"):
-        raise InputError(f"parameter='{parameter}' is not known; use 'lnP' or 'P'.")
-    if jnp.result_type(float) != jnp.float64:
-        raise InputError(
-            "circular_orbits needs 64-bit numbers; call jax.config.update('jax_enable_x64', True)."
-        )
-    values = jitter.value if jitter is not None else np.zeros(1)
-    num, times = len(stars.names), len(values)
+    check_range(stars, periods, max_baselines, parameter)
     low, high = 2 * np.pi / periods[1], 2 * np.pi / periods[0]
     span = np.array([t[-1] for t in stars.time])
     steps = scan_steps(stars, low, high, span, oversampling)
-    epochs = pad([stars.with_jitter(s) if s else stars for s in values])
-    peaks, above = scan(epochs, low, high, np.tile(steps, times), threshold, widths)
-    intervals = merged(peaks, above, low, high, threshold, step)
+    found = scan_versions(stars, jitter, low, high, steps, threshold, widths)
+    intervals = merged(found.peaks, found.above, low, high, threshold, step)
     check_nodes(intervals, stars.names, max_nodes)
     owner, omega, cells = nodes_of(intervals)
-    if parameter == "lnP":
-        nodes, spacing = {"lnP": np.log(2 * np.pi / omega)}, {"lnP": cells / omega}
-    else:
-        nodes, spacing = {"P": 2 * np.pi / omega}, {"P": 2 * np.pi * cells / omega**2}
+    version, owner = np.divmod(owner, len(stars.names))
+    nodes, spacing = in_period(parameter, omega, cells)
     weight = np.log(spacing[parameter])
     columns = {"t": stars.time}
     if jitter is not None:
-        version, owner = owner // num, owner % num
-        nodes["jitter"] = values[version]
+        nodes["jitter"] = jitter.value[version]
         weight = weight + np.log(jitter.probability)[version]
         columns["error"] = stars.error
+        if jitter.width is not None:
+            spacing["jitter"] = jitter.width[version]
     order = np.argsort(owner, kind="stable")
-    ends = np.searchsorted(owner[order], np.arange(1, num))
+    ends = np.searchsorted(owner[order], np.arange(1, len(stars.names)))
 
     def by_star(x: np.ndarray) -> list[np.ndarray]:
         return np.split(x[order], ends)
@@ -280,6 +328,51 @@ def circular_orbits(
         names=stars.names,
         spacing={k: by_star(x) for k, x in spacing.items()},
     )
+
+
+def in_period(
+    parameter: str, omega: np.ndarray, cells: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Nodes in lnP or P and the widths of their cells, from those in angular frequency."""
+    if parameter == "lnP":
+        return {"lnP": np.log(2 * np.pi / omega)}, {"lnP": cells / omega}
+    return {"P": 2 * np.pi / omega}, {"P": 2 * np.pi * cells / omega**2}
+
+
+class Versions(NamedTuple):
+    """Scans of stars with every node of a jitter added to their errors.
+
+    Attributes:
+        epochs: of version 0 of all stars, then of version 1, ...
+        peaks, above: see `scan`, of the versions that matter.
+        log_total: (version, star) highest log marginal over the periods, with the prior's.
+    """
+
+    epochs: Epochs
+    peaks: Peaks
+    above: Intervals
+    log_total: np.ndarray
+
+
+def scan_versions(
+    stars: Velocities,
+    jitter: Jitter | None,
+    low: float,
+    high: float,
+    steps: np.ndarray,
+    threshold: float,
+    widths: Widths,
+) -> Versions:
+    """Scan the stars for each jitter; versions below the threshold of the star's best are left."""
+    values, prior = (np.zeros(1), np.ones(1)) if jitter is None else jitter[:2]
+    epochs = pad([stars.with_jitter(float(s)) for s in values])
+    tiled = np.tile(steps, len(values))
+    peaks, above, best = scan(epochs, low, high, tiled, threshold, widths)
+    total = (best + log_norm(epochs, widths)).reshape(len(values), -1) + np.log(prior)[:, None]
+    kept = (total > total.max(axis=0) - threshold).ravel()
+    peaks = Peaks(*(x[kept[peaks.star]] for x in peaks))
+    above = Intervals(*(x[kept[above.star]] for x in above))
+    return Versions(epochs, peaks, above, total)
 
 
 def resolution_error(stars: Velocities, population: Any, **options: Any) -> np.ndarray:
@@ -301,8 +394,17 @@ def resolution_error(stars: Velocities, population: Any, **options: Any) -> np.n
 # ---- checks --------------------------------------------------------------------------------------
 
 
-def check_range(stars: Velocities, periods: tuple[float, float], max_baselines: float) -> None:
+def check_range(
+    stars: Velocities, periods: tuple[float, float], max_baselines: float, parameter: str
+) -> None:
     """Raise where the range of periods is none, or no star's times could tell its longest."""
+    check_uncertainties(stars.error, stars.names)
+    if parameter not in ("lnP", "P"):
+        raise InputError(f"parameter='{parameter}' is not known; use 'lnP' or 'P'.")
+    if jnp.result_type(float) != jnp.float64:
+        raise InputError(
+            "orbits need 64-bit numbers; call jax.config.update('jax_enable_x64', True)."
+        )
     short, long = periods
     if not (np.isfinite([short, long]).all() and 0 < short < long):
         raise InputError(
@@ -344,8 +446,7 @@ def scan_steps(
 def check_nodes(intervals: Any, names: tuple[str, ...], max_nodes: int) -> None:
     """Raise where a star's periods are so many that its nodes would fill the memory."""
     count = np.ceil((intervals.high - intervals.low) / intervals.step)
-    each = np.bincount(intervals.star, weights=count) if len(count) else np.zeros(1)
-    each = each.reshape(-1, len(names)).max(axis=0) if each.size % len(names) == 0 else each
+    each = np.bincount(intervals.star % len(names), weights=count, minlength=len(names))
     worst = int(np.argmax(each))
     if each[worst] > max_nodes:
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +115,30 @@ def columns_of(
                 "uncertainty must be positive."
             )
     return Columns(values, kept, int(bad.sum()))
+
+
+def check_uncertainties(error: Any, names: Sequence[str]) -> None:
+    """Raise where an uncertainty is not a positive number, before a square hides its sign.
+
+    Args:
+        error: (object,), or one array for each object.
+        names: of the objects.
+
+    Raises:
+        InputError: the first such object is named.
+    """
+    if isinstance(error, np.ndarray) and error.ndim == 1 and error.dtype != object:
+        flat, owner = error, np.arange(len(error))
+    else:
+        flat = np.concatenate([np.ravel(np.asarray(e, float)) for e in error])
+        owner = np.repeat(np.arange(len(names)), [np.size(e) for e in error])
+    bad = ~(np.isfinite(flat) & (flat > 0))
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise InputError(
+            f"{names[owner[first]]}: an uncertainty of {flat[first]:g} is not a positive number; "
+            "correct it, or leave the measurement out."
+        )
 
 
 def _labels(column: Any) -> np.ndarray:
