@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -26,6 +27,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -49,12 +51,26 @@ _LEAST_FREE = 2**25
 class Part:
     """One part of a checkpoint: named arrays of a sampler, or of one of its runs."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str):
-        self._checkpoint, self._name = checkpoint, name
+    def __init__(self, checkpoint: Checkpoint, name: str, time_limit: float = math.inf):
+        self._checkpoint, self._name, self._time_limit = checkpoint, name, time_limit
+
+    def part(self, name: str) -> Part:
+        """A part of this part, with its time limit."""
+        return Part(self._checkpoint, f"{self._name}.{name}", self._time_limit)
+
+    def within(self, time_limit: float) -> Part:
+        """This part for a run that has so many seconds in all, those before an interrupt too."""
+        return Part(self._checkpoint, self._name, min(time_limit, self._time_limit))
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether the run should end with what it has."""
+        return self._checkpoint.spent >= self._time_limit
 
     def load(self) -> dict[str, np.ndarray] | None:
-        """What an interrupted run last offered here; None where there was none."""
-        return self._checkpoint._loaded.get(self._name)
+        """What was last offered here, by an interrupted run or this one; None where nothing was."""
+        make = self._checkpoint._makers.get(self._name)
+        return None if make is None else {name: np.asarray(x) for name, x in make().items()}
 
     def offer(self, make: Callable[[], Arrays], what: str) -> None:
         """Say that the run could go on from here, with `load` returning what `make` returns.
@@ -66,12 +82,16 @@ class Part:
         self._checkpoint._what = what
         self._checkpoint._write_if_due()
 
+    def save(self) -> None:
+        """Write the checkpoint now."""
+        self._checkpoint.write()
+
 
 class Checkpoint:
     """The checkpoint of one run, in the file `path`; the one before is kept beside it.
 
     Args:
-        path: the file.
+        path: the file; None keeps all in memory, for a run that goes on within this process.
         fingerprint: what the run depends on, in the types of JSON; nested mappings by name.
         every: seconds between two checkpoints (by default $SKYCENSUS_CHECKPOINT_SECONDS, or 60).
 
@@ -83,23 +103,34 @@ class Checkpoint:
         InputError: the file is of another problem; what differs is named.
     """
 
-    def __init__(self, path: Path, fingerprint: Mapping[str, Any], *, every: float | None = None):
+    def __init__(
+        self,
+        path: Path | None = None,
+        fingerprint: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        every: float | None = None,
+    ):
         self.path = path
         self._fingerprint = dict(_flat(fingerprint))
         self._every = _interval() if every is None else every
         self._began = self._written = time.monotonic()
         self._makers: dict[str, Callable[[], Arrays]] = {}
-        self._loaded: dict[str, dict[str, np.ndarray]] = {}
         self._what = ""
         self.resumed, self.earlier = 0, 0.0
-        found = _newest(_files(path))
+        found = None if path is None else _newest(_files(path))
         if found is not None:
             self._resume(found)
 
     @property
     def folder(self) -> Path:
         """Where it lies: the folder of what is not finished."""
+        assert self.path is not None
         return self.path.parent
+
+    @property
+    def spent(self) -> float:
+        """Seconds of this run so far, those before it was resumed too."""
+        return self.earlier + time.monotonic() - self._began
 
     @contextmanager
     def telling(self, command: str | None) -> Iterator[None]:
@@ -107,7 +138,7 @@ class Checkpoint:
         try:
             yield
         except InputError as error:
-            if not saved(self.path):
+            if self.path is None or not saved(self.path):
                 raise
             raise InputError(f"{error}\n{how_to_resume(self.folder, command)}") from None
 
@@ -117,18 +148,19 @@ class Checkpoint:
 
     def _resume(self, found: _Content) -> None:
         require_same(found.header["fingerprint"], self._fingerprint, str(self.folder))
+        loaded: dict[str, dict[str, np.ndarray]] = {}
         for name, array in found.arrays.items():
             part, _, key = name.partition("/")
-            self._loaded.setdefault(part, {})[key] = array
+            loaded.setdefault(part, {})[key] = array
         # A part that this run has not come to again is carried along.
-        self._makers = {p: lambda a=a: a for p, a in self._loaded.items()}  # type: ignore[misc]
+        self._makers = {p: lambda a=a: a for p, a in loaded.items()}  # type: ignore[misc]
         self.resumed = found.header["resumed"] + 1
         self.earlier = found.header["seconds"]
         self._what = found.header["what"]
         _log.info("resuming at %s (saved %s)", self._what, found.header["saved"])
 
     def _write_if_due(self) -> None:
-        if time.monotonic() - self._written >= self._every:
+        if self.path is not None and time.monotonic() - self._written >= self._every:
             self.write()
 
     def write(self) -> bool:
@@ -136,7 +168,7 @@ class Checkpoint:
 
         Where it cannot be written, a line of the log says so and the last one stays.
         """
-        if not self._makers:
+        if self.path is None or not self._makers:
             return False
         content = self._content()
         fresh = self.path.with_name(f"{self.path.name}.part")
@@ -172,7 +204,7 @@ class Checkpoint:
             "fingerprint": self._fingerprint,
             "what": self._what,
             "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "seconds": self.earlier + time.monotonic() - self._began,
+            "seconds": self.spent,
             "resumed": self.resumed,
         }
         rest = json.dumps(header).encode() + b"\n" + payload.getvalue()

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..checkpoint import Part, pack, unpack
+from ..errors import InputError
 from . import Progress
 
 Method = Literal["vectorized", "parallel", "sequential"]
@@ -39,7 +40,7 @@ class Chains:
         data: the argument of the kernel's model.
         num_warmup, num_samples, num_chains, thinning: per chain, NumPyro's words. The last of
             every `thinning` draws is kept.
-        method: all chains at once, one on each device, or one after the other.
+        method: all chains at once, one on each device, or one at a time, a stretch each in turn.
     """
 
     kernel: Any
@@ -68,34 +69,45 @@ class Chains:
         """
         keys = jax.random.split(key, self.num_chains) if self.num_chains > 1 else key[None]
         # A lane is what one call moves on: all chains together, or one of them.
-        alone = self.method == "sequential"
-        size = 1 if alone else self.num_chains
+        size = 1 if self.method == "sequential" else self.num_chains
         steps = self.num_warmup + self.num_samples
         begin, advance = self._compiled()
         data = self._placed()
         at = _Position(self.num_chains // size)
         like = jax.eval_shape(begin, keys[:size], _rows(start, 0, size), data)
         at.restore(None if checkpoint is None else checkpoint.load(), like)
-        for lane in range(at.lane, at.num_lanes):
-            if at.lane < lane or at.state is None:
-                here = lane * size
-                chosen = keys[here : here + size]
-                at.begin(lane, begin(chosen, _rows(start, here, size), data))
+        count = 1
+        while (lane := at.behind()).step < steps:
+            if checkpoint is not None and checkpoint.time_is_up:
+                self._require_draws(lane.step, checkpoint)
+                break
+            if lane.state is None:
+                here = lane.number * size
+                lane.state = begin(keys[here : here + size], _rows(start, here, size), data)
             if progress:
-                progress(lane * steps + at.step, at.num_lanes * steps, _WHAT)
-            count = 1
-            while at.step < steps:
-                began = time.perf_counter()
-                count = min(count, steps - at.step)
-                state, kept = _computed(advance(at.state, count, data))
-                at.move(state, kept, count, self._kept(at.step, count))
-                if checkpoint is not None:
-                    checkpoint.offer(at.snapshot(), f"step {at.step} of {steps}{at.which}")
-                if progress:
-                    progress(lane * steps + at.step, at.num_lanes * steps, _WHAT)
-                pace = (time.perf_counter() - began) / count
-                count = int(np.clip(_SECONDS / pace, 1, _MOST_STEPS))
-        return at.drawn()
+                progress(at.done, at.num_lanes * steps, _WHAT)
+            began = time.perf_counter()
+            count = min(count, steps - lane.step)
+            state, kept = _computed(advance(lane.state, count, data))
+            lane.move(state, kept, count, self._kept(lane.step, count))
+            if checkpoint is not None:
+                checkpoint.offer(at.snapshot(), f"step {lane.step} of {steps}")
+            if progress:
+                progress(at.done, at.num_lanes * steps, _WHAT)
+            pace = (time.perf_counter() - began) / count
+            count = int(np.clip(_SECONDS / pace, 1, _MOST_STEPS))
+        return at.drawn(self.num_samples // self.thinning)
+
+    def _require_draws(self, step: int, checkpoint: Part) -> None:
+        """Raise `InputError` where the time was up before every chain had a draw."""
+        needed = self.num_warmup + self.num_samples % self.thinning + self.thinning
+        if step < needed:
+            checkpoint.save()
+            raise InputError(
+                f"time_limit: the time was up at step {step} of {self.num_warmup} of the warm-up, "
+                "before there was any draw; raise time_limit (the same command goes on where this "
+                "run was), or lower num_warmup."
+            )
 
     def _kept(self, step: int, count: int) -> np.ndarray:
         """Which of the next `count` steps are kept."""
@@ -135,60 +147,74 @@ class Chains:
         return jax.pmap(lambda _, data: data, in_axes=(0, None))(each, self.data)
 
 
-class _Position:
-    """How far a run has come: a lane, a step in it, its state, and what was kept in each lane."""
+class _Lane:
+    """How far one lane has come: its steps, its state, and what was kept."""
 
-    def __init__(self, num_lanes: int):
-        self.num_lanes, self.lane, self.step = num_lanes, 0, 0
+    def __init__(self, number: int):
+        self.number, self.step = number, 0
         self.state: Any = None
-        self._kept: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_lanes)]
-
-    @property
-    def which(self) -> str:
-        """The chain, where they run one after the other."""
-        return f" of chain {self.lane + 1}" if self.num_lanes > 1 else ""
-
-    def begin(self, lane: int, state: Any) -> None:
-        """Turn to the beginning of a lane."""
-        self.lane, self.step, self.state = lane, 0, state
+        self.kept: list[dict[str, np.ndarray]] = []
 
     def move(self, state: Any, kept: Arrays, count: int, chosen: np.ndarray) -> None:
         """Go on by `count` steps, of which the `chosen` ones are kept."""
         self.state, self.step = state, self.step + count
         if chosen.any():
             part = {name: np.asarray(x)[:, :count][:, chosen] for name, x in kept.items()}
-            self._kept[self.lane].append(part)
+            self.kept.append(part)
+
+
+class _Position:
+    """How far a run has come. Lanes take turns, so that a run that ends early has all chains."""
+
+    def __init__(self, num_lanes: int):
+        self.num_lanes = num_lanes
+        self._lanes = [_Lane(number) for number in range(num_lanes)]
+
+    @property
+    def done(self) -> int:
+        """Steps of all lanes."""
+        return sum(lane.step for lane in self._lanes)
+
+    def behind(self) -> _Lane:
+        """The first of the lanes that have come least far."""
+        return min(self._lanes, key=lambda lane: lane.step)
 
     def snapshot(self) -> Callable[[], Arrays]:
         """What describes this point, also when the run has gone on."""
-        lane, step, state = self.lane, self.step, self.state
-        lengths = [len(parts) for parts in self._kept]
+        states = [(lane.step, lane.state, len(lane.kept)) for lane in self._lanes]
 
         def arrays() -> Arrays:
-            out = {f"state.{name}": x for name, x in pack(state).items()}
-            for number, length in enumerate(lengths):
-                joined = _joined(self._kept[number][:length])
-                out |= {f"kept.{number}.{name}": x for name, x in joined.items()}
-            return out | {"lane": np.array(lane), "step": np.array(step)}
+            out: Arrays = {}
+            for number, (step, state, length) in enumerate(states):
+                if state is None:
+                    continue
+                joined = _joined(self._lanes[number].kept[:length])
+                out[f"{number}.step"] = np.array(step)
+                out |= {f"{number}.state.{name}": x for name, x in pack(state).items()}
+                out |= {f"{number}.kept.{name}": x for name, x in joined.items()}
+            return out
 
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray] | None, like: Any) -> None:
         """Go to where a `snapshot` was taken; `like` has the shapes of the state."""
-        if arrays is None:
-            return
-        self.lane, self.step = int(arrays["lane"]), int(arrays["step"])
-        state = {n.removeprefix("state."): x for n, x in arrays.items() if n.startswith("state.")}
-        self.state = unpack(state, like)
-        for number in range(self.num_lanes):
-            head = f"kept.{number}."
-            kept = {n.removeprefix(head): x for n, x in arrays.items() if n.startswith(head)}
-            self._kept[number] = [kept] if kept else []
+        for lane in self._lanes:
+            if arrays is None or f"{lane.number}.step" not in arrays:
+                continue
 
-    def drawn(self) -> dict[str, np.ndarray]:
-        """All that was kept, (chain, draw, ...)."""
-        lanes = [_joined(parts) for parts in self._kept]
-        return {name: np.concatenate([lane[name] for lane in lanes]) for name in lanes[0]}
+            def part(head: str, arrays: Mapping[str, np.ndarray] = arrays) -> Arrays:
+                return {n.removeprefix(head): x for n, x in arrays.items() if n.startswith(head)}
+
+            lane.step = int(arrays[f"{lane.number}.step"])
+            lane.state = unpack(part(f"{lane.number}.state."), like)
+            kept = part(f"{lane.number}.kept.")
+            lane.kept = [kept] if kept else []
+
+    def drawn(self, num: int) -> dict[str, np.ndarray]:
+        """The first `num` draws of all that was kept, (chain, draw, ...); fewer, if some lack."""
+        lanes = [_joined(lane.kept) for lane in self._lanes]
+        num = min(num, *(x.shape[1] for lane in lanes for x in lane.values()))
+        return {name: np.concatenate([lane[name][:, :num] for lane in lanes]) for name in lanes[0]}
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
