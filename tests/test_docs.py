@@ -27,3 +27,25 @@ def test_objects_known_by_a_formula(root, tmp_path, monkeypatch):
     np.testing.assert_array_equal(read, found["result"].draws["mean"])
     assert found["prior"].size == 1000
     assert jax.config.jax_enable_x64
+
+
+@pytest.mark.slow
+def test_calibration_of_ones_own(root, tmp_path, monkeypatch):
+    text = (root / "docs" / "trust.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(block, found)
+    assert found["found"].p_value > 0.01 and (tmp_path / "figures" / "calibration.png").is_file()
+
+
+@pytest.mark.slow
+def test_photons_through_a_response(root):
+    text = (root / "docs" / "gamma.md").read_text()
+    block = next(
+        b for b in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "photon_model" in b
+    )
+    found: dict = {}
+    exec(block, found)
+    index = found["result"].summary()["index"]
+    assert found["result"].status.converged and abs(index["mean"] - 2.1) < 4 * index["sd"]

@@ -27,9 +27,10 @@ def run(config: Path, out: Path, *settings: str) -> dict:
     return summary
 
 
-def test_every_example_has_a_config_and_a_readme():
+def test_every_example_has_a_readme_and_a_config_or_a_script():
     for folder in EXAMPLES.iterdir():
-        assert (folder / "config.toml").exists() and (folder / "README.md").exists(), folder
+        assert (folder / "README.md").exists(), folder
+        assert any((folder / name).exists() for name in ("config.toml", "run.py")), folder
 
 
 @pytest.mark.slow

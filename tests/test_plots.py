@@ -4,8 +4,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from skycensus import plots
+from skycensus.calibration import Calibration
 from skycensus.errors import InputError
+from skycensus.gamma.fold import Cut
+from skycensus.gamma.photons import Background, Observation, Source
+from skycensus.gamma.response import synthetic_tables
+from skycensus.gamma.sky import Cone, Point
+from skycensus.gamma.spectra import PowerLaw
 from skycensus.plots import draws
+from skycensus.plots.photons import counts_map, counts_spectrum
 from skycensus.plots.velocities import phase_folded
 from skycensus.result import Result, Status
 
@@ -212,3 +219,44 @@ def test_velocities_are_folded_with_the_best_of_the_drawn_periods():
     best = curves[-1]
     at = np.interp(time / 7.0 % 1.0, best.get_xdata(), best.get_ydata())
     np.testing.assert_allclose(at, velocity, atol=0.01)
+
+
+def test_pp_plot_tells_a_curve_that_leaves_its_bands(rng):
+    ranks = rng.uniform(size=(50, 2))
+    ranks[:, 1] **= 3
+    found = Calibration(("a", "b"), ranks, ranks, ((),) * 50)
+    figure = plots.pp_plot(found, labels={"a": r"$\alpha$"})
+    drawn(figure)
+    tests = found.p_values()
+    assert rf"$\alpha$ ({tests['a'][0]:.2g}, {tests['a'][1]:.2g})" in words(figure)
+    assert tests["b"].kolmogorov_smirnov < 0.01
+    # Outside the 99 % band exactly where the test says so.
+    band = figure.axes[0].collections[0].get_paths()[0]
+    for i, outside in enumerate([False, True]):
+        height = (np.arange(50) + 0.5) / 50
+        points = np.stack([np.sort(ranks[:, i]), height], axis=1)
+        assert (not band.contains_points(points, radius=1e-6).all()) == outside
+
+
+def test_photons_on_the_sky_and_in_energy(rng):
+    region = Cone(10.0, 20.0, 1.0)
+    columns = {"energy": 0.5 * rng.uniform(size=300) ** -0.6}
+    columns |= {"lon": rng.normal(10.0, 0.3, 300), "lat": rng.normal(20.0, 0.3, 300)}
+    run = Observation(
+        tables=synthetic_tables(),
+        pointing=(10.2, 20.3),
+        livetime=600.0,
+        cut=Cut(region, 0.5, 20.0),
+        **columns,
+    )
+    place = rng.normal([10.0, 20.0], 0.01, (50, 2)).T
+    figure = counts_map([run], region, place=place)
+    drawn(figure)
+    assert "source, 95%" in words(figure)
+    image = figure.axes[0].collections[0].get_array()
+    assert image.sum() == np.sum(run.used)
+    source = Source(Point(10.0, 20.0), PowerLaw(2.5, low=0.1, high=100.0, log_amplitude=-24.0))
+    tree = {"star": source, "ccr": Background()}
+    figure = counts_spectrum([run], tree, {"star": 1.0, "ccr": 0.1}, per_decade=3)
+    drawn(figure)
+    assert {"star", "ccr", "photons"} <= set(words(figure).split())

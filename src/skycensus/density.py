@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -266,10 +266,19 @@ def log_total(density: Any) -> Array:
 
 def logsumexp_terms(terms: Mapping[str, Array]) -> Array:
     """Add up the leaves of `log_terms`."""
-    values = list(terms.values())
+    return logsumexp_of(list(terms.values()))
+
+
+def logsumexp_of(values: Sequence[Array]) -> Array:
+    """`logsumexp` of several arrays that broadcast, element by element."""
     if len(values) == 1:
         return values[0]
-    return logsumexp(jnp.stack(jnp.broadcast_arrays(*values)), axis=0)
+    # One after the other: a compiler fuses that, and does not fuse through a stack of them.
+    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, values))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    total = functools.reduce(jnp.add, [jnp.exp(value - top) for value in values])
+    empty = total == 0
+    return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, total)) + top)
 
 
 def logsumexp(x: Array, axis: int) -> Array:

@@ -8,7 +8,7 @@ import pytest
 
 from skycensus import Grid, InputError, Joint, Mixture
 from skycensus.density import leaves, log_terms
-from skycensus.likelihood import LogMarginal
+from skycensus.likelihood import Constant, LogMarginal
 from skycensus.likelihood.leaves import (
     Leafwise,
     draw_over_leaves,
@@ -122,3 +122,12 @@ def test_forms_of_different_objects_are_refused():
         Leafwise({})
     with pytest.raises(InputError, match=r"no form for the leaf 'dm'.*'bkg'"):
         Leafwise({"bkg": grid([0.5])}).log_marginal(TREE)
+
+
+def test_memberships_of_leaves_with_forms_of_their_own():
+    forms = {"a": Constant(np.log([0.1, 0.2])), "b": Constant(np.log([0.3, 0.1]))}
+    normal = Joint({"x": dist.Normal(0.0, 1.0)})
+    weights = {"a": jnp.log(0.25), "b": jnp.log(0.75)}
+    tree = Mixture({"a": normal, "b": normal}, log_weights=weights)
+    shares = memberships(Leafwise(forms), tree)
+    np.testing.assert_allclose(shares["a"], [0.025 / 0.25, 0.05 / 0.125])

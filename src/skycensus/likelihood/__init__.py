@@ -11,6 +11,8 @@ $$\ln m_i = \ln \int p(d_i \mid \theta)\, p(\theta)\, d\theta .$$
 | `Quadrature` | a formula, integrated per object with adaptive Gauss–Hermite nodes |
 | `Gaussian` | a design matrix and Gaussian noise: closed form                  |
 | `LinearGrid` | closed form in some parameters on a grid of the others         |
+| `Folded`  | a table over one parameter that all share, as a product of matrices |
+| `Constant` | a number per object                                              |
 
 A new form is one class with `log_marginal(density) -> LogMarginal` and, to know the objects after
 the fit, `draw(density, key)`. A detection probability is the same integral, so a selection function
@@ -25,6 +27,9 @@ from typing import Any, NamedTuple, Protocol
 from jax import Array
 
 __all__ = [
+    "Constant",
+    "Detected",
+    "Folded",
     "Gaussian",
     "Grid",
     "Latent",
@@ -65,6 +70,7 @@ class Likelihood(Protocol):
 
 
 # The protocol above comes first: the forms import it.
+from .folded import Constant, Detected, Folded  # noqa: E402
 from .gaussian import Gaussian  # noqa: E402
 from .grid import Grid  # noqa: E402
 from .latent import Latent  # noqa: E402

@@ -173,6 +173,24 @@ def bandwidths(x: np.ndarray, owner: np.ndarray, neighbours: int) -> np.ndarray:
     return width
 
 
+def spread_subset(x: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """Which `num` of the points `x` (point, dim) to keep, in order; all where there are no more.
+
+    Each has the same chance. The points are put in the order of a tree that halves them at the
+    median of one coordinate after the other, and one is taken at random from each of `num` equal
+    lengths of it (stratified sampling): sums of functions over the points taken scatter less than
+    over as many taken from all.
+    """
+    size, dim = x.shape
+    if num >= size:
+        return np.arange(size)
+    order = np.arange(size)
+    for level in range(int(np.ceil(np.log2(num)))):
+        node = np.arange(size) * 2**level // size
+        order = order[np.lexsort((x[order, level % dim], node))]
+    return np.sort(order[((rng.random(num) + np.arange(num)) * size / num).astype(int)])
+
+
 def as_columns(draws: Sequence[Mapping[str, np.ndarray]], name: str) -> list[np.ndarray]:
     """One parameter of every object, as one-dimensional arrays; none is copied."""
     return [np.asarray(d[name]).reshape(-1) for d in draws]

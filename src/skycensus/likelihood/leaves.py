@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..density import Density, leaves, logsumexp
+from ..density import Density, leaves, logsumexp_of
 from ..errors import InputError, did_you_mean
 from . import Likelihood, LogMarginal
 
@@ -33,22 +33,29 @@ def sum_over_leaves(
     if len(terms) == 1:
         weight, only = next(iter(terms.values()))
         return LogMarginal(only.value + weight, only.variance)
-    values = jnp.stack([m.value + w for w, m in terms.values()])
-    total = logsumexp(values, axis=0)
-    share = jnp.exp(values - jnp.where(total == -jnp.inf, 0.0, total))
-    variance = jnp.stack([m.variance for _, m in terms.values()])
-    # A leaf without any share may have an infinite variance, which then says nothing.
-    spread = jnp.where(share > 0, share**2 * jnp.where(share > 0, variance, 0.0), 0.0)
-    return LogMarginal(total, jnp.sum(spread, axis=0))
+    total = logsumexp_of([m.value + w for w, m in terms.values()])
+    below = jnp.where(total == -jnp.inf, 0.0, total)
+    spread = jnp.zeros_like(total)
+    for weight, each in terms.values():
+        share = jnp.exp(each.value + weight - below)
+        # A leaf without any share may have an infinite variance, which then says nothing.
+        variance = jnp.where(share > 0, each.variance, 0.0)
+        spread = spread + share**2 * variance
+    return LogMarginal(total, spread)
 
 
 def memberships(likelihood: Likelihood, density: Density) -> dict[str, Array]:
     """Return `path -> (num_objects,)` probabilities that an object belongs to each leaf."""
+
+    def at_leaf(path: str, leaf: Density) -> LogMarginal:
+        if isinstance(likelihood, Leafwise):
+            return likelihood.at_leaf(path, leaf)
+        return likelihood.log_marginal(leaf)
+
     values = {
-        path: likelihood.log_marginal(leaf).value + weight
-        for path, (weight, leaf) in leaves(density).items()
+        path: at_leaf(path, leaf).value + weight for path, (weight, leaf) in leaves(density).items()
     }
-    total = logsumexp(jnp.stack(list(values.values())), axis=0)
+    total = logsumexp_of(list(values.values()))
     return {path: jnp.exp(value - total) for path, value in values.items()}
 
 
@@ -100,15 +107,16 @@ class Leafwise(eqx.Module):
 
     def log_marginal(self, density: Density) -> LogMarginal:
         """Integrate every leaf of `density` by its own form."""
-        return sum_over_leaves(density, self._marginal)
+        return sum_over_leaves(density, self.at_leaf)
 
     def draw(self, density: Density, key: Any) -> dict[str, Array]:
         """One draw of every object's theta given the population."""
         return draw_over_leaves(
-            density, key, self._marginal, lambda path, leaf, k: self._form(path).draw(leaf, k)
+            density, key, self.at_leaf, lambda path, leaf, k: self._form(path).draw(leaf, k)
         )
 
-    def _marginal(self, path: str, leaf: Density) -> LogMarginal:
+    def at_leaf(self, path: str, leaf: Density) -> LogMarginal:
+        """Log marginals of one leaf, without its weight."""
         return self._form(path).log_marginal(leaf)
 
     def _form(self, path: str) -> Likelihood:

@@ -124,11 +124,13 @@ class Quadrature(eqx.Module):
     def finer(self) -> Quadrature | None:
         """The same objects with the next larger number of nodes; None after the largest."""
         count = _more_nodes(self.num_nodes)
-        if count > _MOST_NODES:
-            return None
+        return None if count > _MOST_NODES else self.with_nodes(count)
+
+    def with_nodes(self, num: int) -> Quadrature:
+        """The same objects with `num` nodes per parameter."""
         # A copy: the data were checked when they came.
         other = copy.copy(self)
-        object.__setattr__(other, "num_nodes", count)
+        object.__setattr__(other, "num_nodes", num)
         return other
 
     def tabulated(self, population: Population, hyperparameters: Mapping[str, Any]) -> Grid | None:

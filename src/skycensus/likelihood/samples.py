@@ -16,7 +16,7 @@ from ..density import Density, Kernels, Population, log_terms
 from ..errors import InputError, did_you_mean
 from . import LogMarginal
 from .estimator import add_up, log_sums, variance_of_log
-from .layout import Layout, as_columns, bandwidths, fill, padding, plan
+from .layout import Layout, as_columns, bandwidths, fill, padding, plan, spread_subset
 from .staging import Staged, stage
 
 # Numbers per block: the few arrays that are alive at a time then stay in a core's cache on a CPU,
@@ -196,10 +196,40 @@ class Samples(eqx.Module):
 
     def object_draws(self, index: int) -> dict[str, np.ndarray]:
         """The draws of one object, name -> (draw,), with `log_ref` among them."""
+        return self._all_draws([index])[0]
+
+    def _all_draws(self, objects: Sequence[int]) -> list[dict[str, np.ndarray]]:
         values = self.map_rows(lambda r: ({**r.theta, "log_ref": r.log_ref}, r.owner))
         rows, owner = jax.tree.map(np.asarray, values)
-        own = {name: x[owner == index].ravel() for name, x in rows.items()}
-        return {name: x[own["log_ref"] < np.inf] for name, x in own.items()}
+        found = []
+        for index in objects:
+            own = {name: x[owner == index].ravel() for name, x in rows.items()}
+            found.append({name: x[own["log_ref"] < np.inf] for name, x in own.items()})
+        return found
+
+    def thinned(self, num: int | None, rng: np.random.Generator, *, dtype: Any = None) -> Samples:
+        """The same objects with `num` of the draws of each (all, where it has no more).
+
+        Every draw has the same chance to be chosen, so that sums over draws stay unbiased; those
+        chosen are spread evenly over the object's draws (`spread_subset`).
+
+        Args:
+            num: draws of an object; None keeps them all.
+            rng: chooses.
+            dtype: evaluate the density in this precision; by default as before.
+        """
+        if num is not None and num < 1:
+            raise InputError(f"Samples: {num} draws of each object are too few; give 1 or more.")
+        draws, log_ref, num_drawn = [], [], []
+        every = self._all_draws(range(len(self.names)))
+        for own, drawn in zip(every, np.asarray(self.num_drawn), strict=True):
+            ref = own.pop("log_ref")
+            kept = spread_subset(np.stack(list(own.values()), axis=1), num or len(ref), rng)
+            draws.append({name: x[kept] for name, x in own.items()})
+            log_ref.append(ref[kept])
+            num_drawn.append(max(drawn * len(kept) / len(ref), len(kept)))
+        dtype = self.blocks[0].log_ref.dtype if dtype is None else dtype
+        return Samples(draws, log_ref, names=self.names, num_drawn=num_drawn, dtype=dtype)
 
     def _example(self) -> Any:
         return jax.tree.map(lambda x: x[0], self.blocks[0].data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from .checks import predictive_check
+from .checks import pp_plot, predictive_check
 from .curves import cumulative_bands, density_bands, line
 from .draws import corner, trace
 from .objects import n_eff, object_posteriors
@@ -22,6 +22,7 @@ __all__ = [
     "line",
     "n_eff",
     "object_posteriors",
+    "pp_plot",
     "predictive_check",
     "save_figures",
     "trace",

@@ -1,14 +1,17 @@
-"""Figures of data beside what the fitted model makes in their place."""
+"""Figures of checks: data beside what the fitted model makes in their place, and calibration."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import chdtri
+from scipy.stats import kstwo
 
+from ..calibration import Calibration
 from ..predictive_checks import DataCheck
 from .style import COLOURS, FAINT, style
 
@@ -35,6 +38,37 @@ def predictive_check(check: DataCheck) -> Figure:
             _shares(next(panels), check)
         if check.misfit is not None:
             _misfits(next(panels), check)
+    return figure
+
+
+def pp_plot(calibration: Calibration, *, labels: Mapping[str, str] | None = None) -> Figure:
+    r"""P–P plot: the fraction of catalogues whose truth has a posterior probability p below it.
+
+    The bands hold whole curves of right analyses, 90 and 99 % of them (Kolmogorov & Smirnov), so
+    that a curve outside has a p-value below 0.1 and 0.01. In the legend are the p-values of both
+    tests, see `calibration.PValues`.
+    """
+    num = len(calibration.ranks)
+    share = np.linspace(0.0, 1.0, 201)
+    with style():
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axes = figure.subplots()
+        for level, alpha in ((0.99, 0.12), (0.90, 0.2)):
+            half = kstwo.ppf(level, num)
+            band = np.clip([share - half, share + half], 0.0, 1.0)
+            axes.fill_between(share, *band, color=FAINT, alpha=alpha, lw=0, label=f"{level:.0%}")
+        axes.plot(share, share, color=FAINT, lw=0.8)
+        for i, (name, tests) in enumerate(calibration.p_values().items()):
+            steps = np.concatenate([[0.0], np.sort(calibration.ranks[:, i]), [1.0]])
+            height = np.append(np.arange(num + 1) / num, 1.0)
+            told = f"{(labels or {}).get(name, name)} ({tests[0]:.2g}, {tests[1]:.2g})"
+            line = ("-", "--", ":")[i // len(COLOURS) % 3]
+            colour = COLOURS[i % len(COLOURS)]
+            axes.step(steps, height, where="post", color=colour, ls=line, label=told)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.set(xlabel="posterior probability below the truth", ylabel="fraction of catalogues")
+        axes.set_title(f"{num} catalogues, all together p = {calibration.p_value:.2g}")
+        figure.legend(loc="outside right upper", fontsize=8, title="p (KS), p (χ²)")
     return figure
 
 

@@ -1,0 +1,1 @@
+"""Gamma rays: photons through an instrument response, and what sends them."""
