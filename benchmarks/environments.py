@@ -11,6 +11,7 @@ from pathlib import Path
 PEERS = {
     "gwpopulation": ["gwpopulation==1.4.0", "jax"],
     "gwkokab": ["gwkokab==0.3.1"],
+    "nutpie": ["nutpie>=0.15", str(Path(__file__).resolve().parents[1])],
     "pymc": ["pymc>=5.20", "nutpie[pymc]>=0.15", "astropy"],
 }
 _FOLDER = Path(os.environ.get("SKYCENSUS_PEERS", Path.home() / ".cache" / "skycensus-peers"))

@@ -13,6 +13,8 @@ for script in (
     "parallaxes.py",
     "hierarchical.py",
     "nested.py",
+    "coarse.py",
+    "nuts.py",
 ):
     print(f"== {script}", flush=True)
     subprocess.run([sys.executable, str(Path(__file__).parent / script)], check=False)

@@ -18,12 +18,15 @@ from .analysis import compile_clock, peak_memory
 from .model import HierarchicalModel, Target
 from .samplers import (
     NUTS,
+    Coarse,
+    CoarseToExact,
     Dynesty,
     FlowMCMC,
     ImportanceSampler,
     Nested,
     QuadratureSampler,
     Sampler,
+    Until,
     batch_size,
     evaluate,
 )
@@ -205,13 +208,32 @@ def _of_dynesty(sampler: Dynesty, target: Target) -> Work:
     return Work(points * (5.0 if target.dim < 10 else 25.0 + target.dim))
 
 
-_WORK: dict[type, Callable[[Any, Target], Work]] = {
+def _of_until(sampler: Until, target: Target) -> Work | None:
+    """That of the first round: nobody knows before how many there will be."""
+    return expected_work(sampler.sampler, target)
+
+
+def _of_coarse(sampler: CoarseToExact, target: Target) -> Work | None:
+    """That of the first version, as cheap as its share of the draws, and of the weights."""
+    inner, weighting = expected_work(sampler.sampler, target), 1.5 * sampler.target_ess
+    if inner is None or not isinstance(sampler.coarse, Coarse) or target.model is None:
+        # What a version given costs is not known: much less, or it would not be given.
+        return None if inner is None else Work(weighting)
+    counts = getattr(target.model.likelihood, "num_draws", np.ones(1))
+    kept = np.minimum(counts, sampler.coarse.draws or np.inf)
+    share = float(np.sum(kept) / np.sum(counts)) * (0.5 if sampler.coarse.float32 else 1.0)
+    return Work(share * inner.values + weighting, share * inner.gradients, inner.together)
+
+
+_WORK: dict[type, Callable[[Any, Target], Work | None]] = {
     ImportanceSampler: _of_importance,
     QuadratureSampler: _of_quadrature,
     NUTS: _of_nuts,
     FlowMCMC: _of_flow_mcmc,
     Nested: _of_nested,
     Dynesty: _of_dynesty,
+    Until: _of_until,
+    CoarseToExact: _of_coarse,
 }
 
 

@@ -17,6 +17,8 @@ from ..errors import InputError, did_you_mean
 from .schema import KINDS, SECTIONS, fill
 
 TOP_LEVEL = ("seed",)
+# Tables and lists in each other, at most.
+_DEEPEST = 20
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,11 @@ def parse_config(text: str, path: Path, overrides: Iterable[str] = ()) -> Config
     """`read_config` of a text; `path` says where its relative paths start."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers too long, and lists too deep, as well
         raise InputError(f"config '{path}' is not valid TOML: {error}.") from None
     for override in overrides:
         _override(raw, override)
+    _check_extent(raw, path.name)
     problems: list[str] = []
     sections = _sections(raw, path.name, problems)
     seed = raw.get("seed", 0)
@@ -104,6 +107,22 @@ def parse_config(text: str, path: Path, overrides: Iterable[str] = ()) -> Config
         problems.append(f"{path.name}: seed = {seed!r} is not a whole number of 0 or more.")
         seed = 0
     return Config(path, raw, seed, sections, problems)
+
+
+def _check_extent(value: Any, where: str, depth: int = 0) -> None:
+    """Raise where values are no config's: messages, and Python's floats, have no room for them."""
+    if depth > _DEEPEST:
+        raise InputError(f"{where[:100]}…: more than {_DEEPEST} tables or lists in each other.")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_extent(item, f"{where} {key}", depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_extent(item, where, depth + 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InputError(
+            f"{where}: a whole number that takes more than 64 bits; give a smaller one."
+        )
 
 
 def _sections(raw: Mapping[str, Any], name: str, problems: list[str]) -> dict[str, Any]:
@@ -146,7 +165,7 @@ def _by_kind(
 ) -> Any:
     where = f"{name} [{section}]"
     kind, kinds = table.get("kind", default), KINDS[section]
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         came = "'kind' is missing" if kind is None else f"kind = {kind!r} is not known"
         problems.append(
             f"{where}: {came}{did_you_mean(str(kind), kinds)}; give one of {', '.join(kinds)}."
@@ -199,7 +218,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
     value = value.strip()
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value
     table = raw
     for part in keys[:-1]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..analysis import choose_sampler, effective_draws, marginals_at
+from ..analysis import effective_draws, marginals_at
 from ..errors import InputError
 from ..gw.detection import MassProposal, SemiAnalyticDetection, draw_injections
 from ..gw.files import read_events, read_injections
@@ -55,7 +55,7 @@ def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inf
     model, dropped = _with_usable_events(model, make, events, plan, jax.random.fold_in(key, 2))
     return Inference(
         model=model,
-        sampler=plan.sampler or choose_sampler(model),
+        sampler=plan.sampler(model),
         derived=_local_rate if "redshift" in plan.parameters else None,
         dropped=dropped,
         min_n_eff=data.min_n_eff,

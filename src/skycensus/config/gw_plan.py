@@ -15,6 +15,9 @@ from . import Config, collecting
 from .names import load_function
 from .plan import Plan
 
+# Draws of a selection that a machine's memory may hold.
+_MOST_DRAWS = 10**8
+
 
 def plan_events(plan: Plan) -> None:
     """Find the files of the events, and check what describes them."""
@@ -67,6 +70,12 @@ def plan_selection(plan: Plan) -> None:
     with collecting(plan.problems, where):
         if getattr(section, "time", None) is not None:
             years(section.time)
+    num_draws = getattr(section, "num_draws", 1)
+    if not 1 <= num_draws <= _MOST_DRAWS:
+        plan.problems.append(f"{where}num_draws = {num_draws} is not between 1 and {_MOST_DRAWS}.")
+    volume = getattr(section, "volume", None)
+    if volume is not None and not volume > 0:
+        plan.problems.append(f"{where}volume = {volume} Gpc³ must be positive.")
     with collecting(plan.problems, where):
         if hasattr(section, "file"):
             path = plan.config.either(section.file)

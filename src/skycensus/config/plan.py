@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..analysis import choose_sampler
 from ..density import Population
 from ..errors import InputError, did_you_mean
 from ..gw import cosmology
@@ -16,19 +16,11 @@ from ..gw.tables import file_hash
 from ..likelihood import LogMarginal
 from ..model import HierarchicalModel, hyperparameter_names
 from ..prior import Prior
+from ..samplers import Sampler
 from . import Config, as_run, collecting, data_kind
 from .names import COSMOLOGIES, FAMILIES, load_function, make_population, parameters_of
-from .schema import Model, fill
-
-# [sampler] kind -> module and class. flowMC is imported only where it is asked for.
-SAMPLERS = {
-    "importance": ("importance", "ImportanceSampler"),
-    "nuts": ("nuts", "NUTS"),
-    "flow_mcmc": ("flow_mcmc", "FlowMCMC"),
-    "quadrature": ("quadrature", "QuadratureSampler"),
-    "nested": ("nested", "Nested"),
-    "dynesty": ("dynesty", "Dynesty"),
-}
+from .sampler import make_sampler
+from .schema import Model
 
 
 @dataclass
@@ -39,7 +31,7 @@ class Plan:
     population: Population | None = None
     parameters: tuple[str, ...] = ()
     prior: Prior | None = None
-    sampler: Any = None
+    sampler: Callable[[HierarchicalModel], Sampler] = choose_sampler
     universe: cosmology.FlatLambdaCDM = cosmology.PLANCK_2015
     events: list[Path] = field(default_factory=list)
     truth: dict[str, float] | None = None
@@ -196,40 +188,6 @@ class _Nothing:
         raise NotImplementedError
 
 
-def make_sampler(table: Any) -> Any:
-    """The sampler that `[sampler]` describes; None for `kind = "auto"`.
-
-    Raises:
-        InputError: an unknown kind, key or value.
-    """
-    if not isinstance(table, Mapping):
-        return None  # told already
-    kind = table.get("kind", "auto")
-    rest = {name: value for name, value in table.items() if name != "kind"}
-    if kind == "auto":
-        if rest:
-            raise InputError(
-                f"{list(rest)} belong to one kind of sampler: say which with kind = one of "
-                f"{', '.join(SAMPLERS)}."
-            )
-        return None
-    if kind not in SAMPLERS:
-        raise InputError(
-            f"kind = {kind!r} is not known{did_you_mean(str(kind), [*SAMPLERS, 'auto'])}; give one "
-            f"of auto, {', '.join(SAMPLERS)}."
-        )
-    problems: list[str] = []
-    module, name = SAMPLERS[kind]
-    cls: Any = getattr(importlib.import_module(f"..samplers.{module}", __package__), name)
-    made = fill(cls, rest, f"kind = '{kind}'", problems)
-    for name, low in (("num_samples", 1), ("num_chains", 1), ("num_warmup", 0), ("thinning", 1)):
-        if isinstance(rest.get(name), int) and rest[name] < low:
-            problems.append(f"kind = '{kind}': {name} = {rest[name]} must be at least {low}.")
-    if problems:
-        raise InputError("\n".join(problems))
-    return made
-
-
 def _plan_truth(plan: Plan) -> None:
     raw = plan.config.raw.get("truth", {})
     if not isinstance(raw, dict):
@@ -263,7 +221,7 @@ def _plan_truth(plan: Plan) -> None:
 def _read_truth(path: Path) -> dict[str, float]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"'{path}' cannot be read as JSON: {error}.") from None
     values = stored.get("truth", stored) if isinstance(stored, dict) else {}
     return {k: float(v) for k, v in values.items() if isinstance(v, int | float)}

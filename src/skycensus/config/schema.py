@@ -7,7 +7,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -196,6 +196,15 @@ KINDS: dict[str, dict[str, Any]] = {"data": DATA, "selection": SELECTIONS}
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfAnySampler:
+    """`[sampler]`: the keys that every kind has, see `samplers.Until` and `samplers.Coarse`."""
+
+    target_ess: float | None = None
+    time_limit: float | None = None
+    coarse: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Output:
     """`[output]`: what is written beside the draws."""
 
@@ -247,16 +256,26 @@ SECTIONS: dict[str, Any] = {
 # ---- values against types ------------------------------------------------------------------------
 
 
-def fill(cls: type[T], given: Mapping[str, Any], where: str, problems: list[str]) -> T | None:
-    """An object of the dataclass `cls` from a table; what is wrong is appended to `problems`."""
+def fill(
+    cls: type[T],
+    given: Mapping[str, Any],
+    where: str,
+    problems: list[str],
+    *,
+    more: Sequence[str] = (),
+) -> T | None:
+    """An object of the dataclass `cls` from a table; what is wrong is appended to `problems`.
+
+    `more` are keys that may stand there too, and are not the object's.
+    """
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     count = len(problems)
     for name, value in given.items():
         if name not in known:
             problems.append(
-                f"{where}: there is no key '{name}'{did_you_mean(name, known)}; it takes "
-                f"{', '.join(known)}."
+                f"{where}: there is no key '{name}'{did_you_mean(name, [*known, *more])}; it takes "
+                f"{', '.join(dict.fromkeys([*known, *more]))}."
             )
         elif not fits(value, hints[name]):
             problems.append(

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import numpyro.distributions as dist
 
-from ..analysis import choose_sampler
 from ..errors import InputError
 from ..gw.tables import file_hash
 from ..model import HierarchicalModel
@@ -22,7 +21,7 @@ from ..prior import Prior
 from ..result import Result
 from . import Config, collecting, data_kind
 from .plan import Plan, make_plan, resolved, settings
-from .schema import RadialVelocities
+from .schema import NoSelection, RadialVelocities
 
 
 def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inference:
@@ -42,7 +41,7 @@ def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inf
     return Inference(
         labels=_LABELS | (_LINE_LABELS if kind == "points" else {}),
         model=model,
-        sampler=plan.sampler or choose_sampler(model),
+        sampler=plan.sampler(model),
         derived=_derived(plan),
         seconds_reading=time.perf_counter() - began,
         **more,
@@ -81,7 +80,7 @@ def _plan_data(plan: Plan) -> None:
             raise InputError(f"path: there is no file '{plan.config.data_path}'.")
     if isinstance(section, RadialVelocities):
         _plan_orbits(plan, section)
-    if plan.config.raw.get("selection", {}).get("kind", "none") != "none":
+    if not isinstance(plan.section("selection"), NoSelection | None):
         plan.problems.append(
             f"{plan.name} [selection]: only posterior samples have a selection; leave it out."
         )
@@ -105,7 +104,10 @@ def _jitter_prior(section: RadialVelocities) -> Any:
     """The distribution of an unknown jitter; None for a known one."""
     if not isinstance(section.jitter, dict):
         return None
-    return Prior({"jitter": section.jitter}).free["jitter"]
+    prior = Prior({"jitter": section.jitter})
+    if "jitter" not in prior.free:
+        raise InputError(f"jitter = {section.jitter} is not a distribution, nor a number in km/s.")
+    return prior.free["jitter"]
 
 
 # What a reader gives besides the likelihood: fields of an `Inference`.

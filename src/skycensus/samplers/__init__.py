@@ -6,7 +6,7 @@ of `tests/contracts.py`. Settings are fields of the class; randomness comes from
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -31,7 +31,9 @@ class Sampler(Protocol):
         """Sample `target`; all randomness comes from `key`.
 
         A sampler whose work is not all in `evaluate` also takes the keyword `checkpoint`, where it
-        keeps what it needs to go on after an interrupt; see `skycensus.checkpoint`.
+        keeps what it needs to go on after an interrupt; see `skycensus.checkpoint`. It may end
+        early where that says `time_is_up`. A method `longer(by)`, the same sampler with `by` times
+        as many draws, lets `Until` go on with a run rather than begin another.
         """
         ...
 
@@ -132,15 +134,36 @@ def named_draws(target: Target, x: Any) -> dict[str, np.ndarray]:
     return named
 
 
+def unconstrained(target: Target, draws: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The inverse of `named_draws`: draws (chain, draw) by name as points (chain * draw, dim)."""
+    shapes = jax.eval_shape(target.constrain, jnp.zeros(target.dim))
+    free = {}
+    for name in target.names:
+        shape = shapes[name].shape
+        labels = [f"{name}[{','.join(map(str, i))}]" if i else name for i in np.ndindex(shape)]
+        columns = np.stack([np.ravel(draws[label]) for label in labels], axis=-1)
+        free[name] = columns.reshape(-1, *shape)
+    place = target.compiled("unconstrain", lambda: jax.vmap(target.unconstrain))
+    # A power of two of points, so that few sizes are compiled.
+    num = len(next(iter(free.values())))
+    padding = max(256, 1 << (num - 1).bit_length()) - num
+    padded = {n: np.concatenate([x, np.repeat(x[-1:], padding, 0)]) for n, x in free.items()}
+    return np.asarray(place(padded), float)[:num]
+
+
+from .coarse import Coarse, CoarseToExact  # noqa: E402
 from .dynesty import Dynesty  # noqa: E402
 from .flow_mcmc import FlowMCMC  # noqa: E402
 from .importance import ImportanceSampler  # noqa: E402
 from .nested import Nested  # noqa: E402
 from .nuts import NUTS  # noqa: E402
 from .quadrature import QuadratureSampler  # noqa: E402
+from .until import Until  # noqa: E402
 
 __all__ = [
     "NUTS",
+    "Coarse",
+    "CoarseToExact",
     "Dynesty",
     "FlowMCMC",
     "ImportanceSampler",
@@ -148,8 +171,10 @@ __all__ = [
     "Progress",
     "QuadratureSampler",
     "Sampler",
+    "Until",
     "batch_size",
     "evaluate",
     "keep_record",
     "named_draws",
+    "unconstrained",
 ]

@@ -50,7 +50,10 @@ class Chains(NamedTuple):
         return buffers | learnt | {"used": np.array(self.local_steps.current_position)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Go back to where `arrays` was asked for; the buffers must be those of its phase."""
+        """Go back to where `arrays` was asked for; the buffers must be those of its phase.
+
+        They may be longer than they were then, or shorter: what does not fit is left out.
+        """
         head = "learnt."
         learnt = {n.removeprefix(head): x for n, x in arrays.items() if n.startswith(head)}
         flow, state, step = unpack(learnt, self._learnt)
@@ -62,8 +65,10 @@ class Chains(NamedTuple):
         )
         self.propose()
         for name in _BUFFERS:
-            resources[name].data = jnp.asarray(arrays[name])
-        self.local_steps.set_current_position(int(arrays["used"]))
+            buffer = resources[name]
+            fits = arrays[name][:, : buffer.data.shape[1]]
+            buffer.data = buffer.data.at[:, : fits.shape[1]].set(jnp.asarray(fits))
+        self.local_steps.set_current_position(min(int(arrays["used"]), buffer.data.shape[1]))
 
     @property
     def _learnt(self) -> tuple[Any, Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -23,6 +23,7 @@ from ..weights import kish, log_mean_weight, pareto_k
 from . import Progress, at_point, evaluate, named_draws, require_numbers
 from .flow_chains import Chains, build, local_kernel, require_gradients, whitened
 from .pilot import Pilot, run_pilot
+from .starts import Start, start_points
 
 # Acceptance that each kind of local step works best at (Roberts & Rosenthal 2001; Beskos et al.
 # 2013 give 0.65 for trajectories, and a little more costs less than a little less).
@@ -88,6 +89,8 @@ class FlowMCMC:
             every chain.
         chain_batch_size: chains moved together, to save memory; 0 is all of them.
         proposal_batch_size: flow proposals of a chain evaluated together.
+        start: "prior": the pilot as above; "mode" or values by name: its points begin there, at the
+            posterior itself, without tempering (see `starts.start_points`).
         num_start: prior draws that the pilot starts from.
         num_particles: points that the pilot carries.
         num_flow_draws: draws behind the evidence; 0 for none.
@@ -120,6 +123,7 @@ class FlowMCMC:
     history_window: int = 200
     chain_batch_size: int = 0
     proposal_batch_size: int = 10
+    start: Start = "prior"
     num_start: int = 2048
     num_particles: int = 512
     num_flow_draws: int = 2048
@@ -195,6 +199,7 @@ class FlowMCMC:
             num_chains=self.num_chains,
             num_start=self.num_start,
             num_particles=self.num_particles,
+            start=self._first_points(target, pilot_key),
             progress=progress,
         )
         force = target
@@ -209,6 +214,16 @@ class FlowMCMC:
         num_loops = self._run_loops(chains, run_key, y, data, progress, checkpoint)
         return self._result(target, pilot, chains, flow_key, num_loops)
 
+    def longer(self, by: float) -> FlowMCMC:
+        """The same chains with `by` times as many production loops, the first being the same."""
+        return replace(self, num_production_loops=math.ceil(by * self.num_production_loops))
+
+    def _first_points(self, target: Target, key: Any) -> np.ndarray | None:
+        if self.start == "prior":
+            return None
+        num = max(self.num_particles, self.num_chains)
+        return start_points(target, self.start, key, num, num_start=self.num_start)
+
     def _run_loops(
         self,
         chains: Chains,
@@ -220,9 +235,13 @@ class FlowMCMC:
     ) -> int:
         """All loops from the starts `y`, or what an interrupted run has left of them; how many."""
         stored = checkpoint.load() if checkpoint is not None else None
-        done = 0 if stored is None else int(stored["done"])
         total = self.num_training_loops + self.num_production_loops
+        # A longer run may have come further.
+        done = 0 if stored is None else min(int(stored["done"]), total)
         for number in range(max(done - 1, 0), total):
+            if number >= done and checkpoint is not None and checkpoint.time_is_up:
+                self._require_draws(number, checkpoint)
+                return number
             training = number < self.num_training_loops
             if number in (0, self.num_training_loops) or number < done:
                 loops = self.num_training_loops if training else self.num_production_loops
@@ -240,6 +259,16 @@ class FlowMCMC:
             if np.any(np.asarray(chains.resources["log_density"].data) == np.inf):
                 break
         return number + 1
+
+    def _require_draws(self, number: int, checkpoint: Part) -> None:
+        """Raise `InputError` where the time was up before there was a production loop."""
+        if number <= self.num_training_loops:
+            checkpoint.save()
+            raise InputError(
+                f"time_limit: the time was up after {number} of {self.num_training_loops} training "
+                "loops, before there was any draw; raise time_limit (the same command goes on "
+                "where this run was), or lower num_training_loops."
+            )
 
     @property
     def _uses_gradient(self) -> bool:

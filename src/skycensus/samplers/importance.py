@@ -2,12 +2,14 @@ r"""Adaptive importance sampling: population Monte Carlo with Student-t mixtures
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
+from ..checkpoint import Part
 from ..diagnostics import GOALS, diagnose
 from ..errors import InputError
 from ..keys import generator
@@ -21,6 +23,8 @@ from .tempering import next_temperature
 
 # Draws from the density at the mode by which it is judged.
 _NUM_TRIALS = 500
+# Draws at once at most: the time is looked at between them.
+_MOST_AT_ONCE = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,14 @@ class ImportanceSampler:
     dof: float = 6.0
     laplace: bool = True
 
-    def run(self, target: Target, key: Any, *, progress: Progress | None = None) -> Result:
+    def run(
+        self,
+        target: Target,
+        key: Any,
+        *,
+        progress: Progress | None = None,
+        checkpoint: Part | None = None,
+    ) -> Result:
         """Sample `target`; see the class and `skycensus.samplers.Sampler`.
 
         Raises:
@@ -68,8 +79,9 @@ class ImportanceSampler:
         """
         prior_key, seed_key = jax.random.split(key)
         rng = generator(seed_key)
-        proposal, used = self._propose(target, prior_key, rng, progress)
-        x, log_weight, log_likelihood = self._draw(target, proposal, rng, progress)
+        in_time = _in_time(checkpoint)
+        proposal, used = self._propose(target, prior_key, rng, progress, in_time)
+        x, log_weight, log_likelihood = self._draw(target, proposal, rng, progress, in_time)
         log_evidence, error = log_mean_weight(log_weight)
         smoothed, k_hat = pareto_smooth(log_weight)
         draws = named_draws(target, x[None])
@@ -95,7 +107,12 @@ class ImportanceSampler:
         )
 
     def _propose(
-        self, target: Target, key: Any, rng: np.random.Generator, progress: Progress | None
+        self,
+        target: Target,
+        key: Any,
+        rng: np.random.Generator,
+        progress: Progress | None,
+        in_time: Callable[[], bool],
     ) -> tuple[StudentTMixture, int]:
         """The proposal for the final stage, and how many evaluations it has cost."""
         start = self._points(target, prior_points(target, key, self.num_adapt))
@@ -122,7 +139,7 @@ class ImportanceSampler:
         more = prior_points(target, jax.random.fold_in(key, 1), self.num_adapt)
         both = zip(start, self._points(target, more), strict=True)
         every = tuple(np.concatenate(pair) for pair in both)
-        proposal, adapted = self._adapt(target, rng, every, laplace, progress)
+        proposal, adapted = self._adapt(target, rng, every, laplace, progress, in_time)
         return proposal, used - len(x) + adapted
 
     def _around(self, modes: list[Mode]) -> StudentTMixture:
@@ -142,6 +159,7 @@ class ImportanceSampler:
         start: tuple[np.ndarray, ...],
         first: StudentTMixture | None,
         progress: Progress | None,
+        in_time: Callable[[], bool],
     ) -> tuple[StudentTMixture, int]:
         """Follow the tempered posterior to the posterior; return the proposal and what it cost.
 
@@ -173,7 +191,7 @@ class ImportanceSampler:
                 x, log_q = np.concatenate([x, new]), np.append(log_q, new_q)
                 log_l, log_p = np.append(log_l, new_l), np.append(log_p, new_p)
             # At the posterior, stop when another step has not made the proposal better.
-            if beta == 1.0 and share < 1.1 * before:
+            if (beta == 1.0 and share < 1.1 * before) or not in_time():
                 break
             before = share if beta == 1.0 else 0.0
             log_base = log_p - log_q
@@ -196,12 +214,13 @@ class ImportanceSampler:
         proposal: StudentTMixture,
         rng: np.random.Generator,
         progress: Progress | None,
+        in_time: Callable[[], bool],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Fresh draws from the fixed proposal until they are worth `target_ess`."""
         xs, weights, likelihoods = [], [], []
         n_eff, total = 0.0, 0
-        size = max(2 * self.num_adapt, int(self.target_ess))
-        while n_eff < self.target_ess and total < self.max_samples:
+        size = max(2 * self.num_adapt, min(int(self.target_ess), _MOST_AT_ONCE))
+        while n_eff < self.target_ess and total < self.max_samples and (in_time() or not total):
             x = proposal.sample(rng, min(size, self.max_samples - total))
             log_l, log_p = evaluate(target, x)
             xs.append(x)
@@ -214,4 +233,10 @@ class ImportanceSampler:
                 progress(done, int(self.target_ess), "sampling (effective draws)")
             # As many again as the rate so far says are missing.
             size = int(np.clip(1.1 * total * (self.target_ess / n_eff - 1), 500, 4 * total))
+            size = min(size, _MOST_AT_ONCE)
         return np.concatenate(xs), np.concatenate(weights), np.concatenate(likelihoods)
+
+
+def _in_time(checkpoint: Part | None) -> Callable[[], bool]:
+    """Whether there is time left; always, where nobody counts it."""
+    return lambda: checkpoint is None or not checkpoint.time_is_up

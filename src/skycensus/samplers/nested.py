@@ -122,7 +122,7 @@ class Nested:
             "insertion_p_value": p_value,
             "support_fraction": math.exp(start.log_volume),
         }
-        problems = self._problems(run, p_value)
+        problems = self._problems(run, p_value, int(measures["num_likelihoods"]))
         return nested_result(
             target, run.u, run.log_l, integral, rng, measures, problems, birth=run.birth
         )
@@ -144,6 +144,8 @@ class Nested:
             state, past = _restored(stored, state)
         count = _CHUNK
         while count == _CHUNK and start.num_drawn + past.calls < self.max_likelihoods:
+            if checkpoint is not None and past.chunks and checkpoint.time_is_up:
+                break
             state, gone, new, done = chunk(jax.random.fold_in(key, past.chunks), state, cube.data)
             count = int(done)
             past = past.plus(*_points(count, gone, new))
@@ -183,13 +185,13 @@ class Nested:
         name = f"nested {self.steps(cube.dim)} {self.deleted} {self.dlogz}"
         return cube.compiled(name, lambda: chunk)
 
-    def _problems(self, run: _Run, p_value: float) -> list[Problem]:
+    def _problems(self, run: _Run, p_value: float, calls: int) -> list[Problem]:
         found = []
         if p_value < MIN_P_VALUE:
             unlike = f"new points do not come in uniformly among the old ones (p = {p_value:.2g}"
             found.append(Problem.of("insertion_ranks", f"{unlike}, goal {MIN_P_VALUE:g} or more)"))
         if run.remaining > self.dlogz and np.ptp(run.log_l[-self.num_live :]) > 0:
-            what = f"after {self.max_likelihoods} evaluations the live points may still add"
+            what = f"after {calls} evaluations the live points may still add"
             found.append(
                 Problem.of("evidence", f"{what} {run.remaining:.2g} to ln Z (goal {self.dlogz:g})")
             )

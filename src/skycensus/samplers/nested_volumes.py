@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import digamma, logsumexp, polygamma
-from scipy.stats import kstest
 
 
 class Integral(NamedTuple):
@@ -90,6 +89,9 @@ def insertion_p_value(
         below, tied, alive: of every new point, those below it, level with it, and all, before it.
         rng: for that.
     """
+    # Half a second to import, which only this sampler should take.
+    from scipy.stats import kstest
+
     if not len(below):
         return 1.0
     rank = below + rng.random(len(below)) * (tied + 1)

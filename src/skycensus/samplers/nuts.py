@@ -2,8 +2,8 @@ r"""The No-U-Turn sampler, from NumPyro."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -15,12 +15,13 @@ from numpyro.infer import NUTS as Kernel
 
 from ..checkpoint import Part
 from ..diagnostics import diagnose, effective_sample_size
-from ..errors import InputError
 from ..model import Target
 from ..result import Result
 from ..weights import pareto_smooth
 from . import Progress, batch_size, evaluate, named_draws, require_numbers
 from .chains import Chains, Method
+from .starts import Start, start_points
+from .warmup import MAX_EARLY_DEPTH, Warmup
 
 # What the state of a chain tells of a step besides the place.
 _FIELDS = ("diverging", "num_steps", "accept_prob", "potential_energy")
@@ -34,6 +35,8 @@ class NUTS:
     by gradients. The chains then follow its smooth version, and the draws carry the importance
     weights $L / L_\mathrm{smooth}$, Pareto-smoothed, whose tail shape $\hat k$ is in the status.
 
+    Mass matrices are learnt from draws and gradients (see `warmup`), which takes a few dozen steps.
+
     Args:
         num_warmup, num_samples, num_chains, thinning: per chain, NumPyro's words.
         chain_method: "vectorized" (all at once), "parallel" (one per device; one after the other
@@ -43,12 +46,14 @@ class NUTS:
             else a diagonal one.
         max_tree_depth: doublings of a trajectory at most.
         target_accept_prob: step-size goal; nearer to one takes smaller steps.
-        start: parameters by name at which all chains start, or one mapping per chain; else points
-            of high posterior density among `num_start` prior draws.
+        start: "prior": at the best of `num_start` draws of the prior; "mode": around the modes
+            found from there; or parameters by name near which all chains start, or one such mapping
+            for each chain (see `starts.start_points`).
+        num_start: draws of the prior to start from.
         edges: "auto" as above, "sharp" to follow the jumping likelihood regardless.
     """
 
-    num_warmup: int = 500
+    num_warmup: int = 300
     num_samples: int = 1000
     num_chains: int = 4
     thinning: int = 1
@@ -56,7 +61,7 @@ class NUTS:
     dense_mass: bool = True
     max_tree_depth: int = 10
     target_accept_prob: float = 0.8
-    start: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    start: Start = "prior"
     num_start: int = 512
     edges: Literal["auto", "sharp"] = "auto"
 
@@ -77,7 +82,9 @@ class NUTS:
         if self.edges == "auto" and target.smooth is not None:
             followed = target.smooth()
         start_key, run_key = jax.random.split(key)
-        start = self._start(followed, start_key)
+        start = jnp.asarray(
+            start_points(followed, self.start, start_key, self.num_chains, num_start=self.num_start)
+        )
 
         # Hundreds of latent parameters have no dense mass matrix that could be learnt.
         sites = {"x": target.dim - target.num_latent, "z": target.num_latent}
@@ -93,15 +100,17 @@ class NUTS:
 
         kernel = Kernel(
             model,
-            dense_mass=[("x",)] if self.dense_mass and "x" in sites else False,
-            max_tree_depth=self.max_tree_depth,
-            target_accept_prob=self.target_accept_prob,
+            dense_mass=[("x",)] if self.dense_mass and "x" in sites else [],
+            max_tree_depth=(min(MAX_EARLY_DEPTH, self.max_tree_depth), self.max_tree_depth),
+            adapt_step_size=False,
+            adapt_mass_matrix=False,
         )
         chains = Chains(
             kernel=kernel,
+            warmup=Warmup(self.num_warmup, self.target_accept_prob),
             collect=lambda state: dict(state.z) | {name: getattr(state, name) for name in _FIELDS},
-            data=followed.data,
-            num_warmup=self.num_warmup,
+            target=followed,
+            name=f"NUTS {self.num_warmup} {self._tuning}",
             num_samples=self.num_samples,
             num_chains=self.num_chains,
             thinning=self.thinning,
@@ -125,28 +134,14 @@ class NUTS:
         on_cpu = jax.default_backend() == "cpu"
         return "sequential" if on_cpu and batch_size(target) == 1 else "vectorized"
 
-    def _start(self, target: Target, key: Any) -> jax.Array:
-        if self.start is not None:
-            given = [self.start] if isinstance(self.start, Mapping) else list(self.start)
-            points = np.array([np.asarray(target.unconstrain(g)) for g in given])
-            points = points[np.arange(self.num_chains) % len(points)]
-            log_l, log_p = evaluate(target, points)
-            if not np.all(np.isfinite(log_l + log_p)):
-                raise InputError(
-                    "the start values have no posterior density: give start values inside the "
-                    "support of the prior and the population."
-                )
-            return jnp.asarray(points)
-        x = np.asarray(target.start_points(key, self.num_start))
-        log_l, _ = evaluate(target, x)
-        # The best of the prior draws, one for each chain: different, and none hopeless.
-        best = np.argsort(-log_l)[: np.isfinite(log_l).sum()]
-        if not len(best):
-            raise InputError(
-                f"none of {self.num_start} prior draws has a likelihood: every one leaves some "
-                "object outside the population; give start values, or a prior nearer to the data."
-            )
-        return jnp.asarray(x[best[np.arange(self.num_chains) % len(best)]])
+    @property
+    def _tuning(self) -> tuple[bool, int, float]:
+        return self.dense_mass, self.max_tree_depth, self.target_accept_prob
+
+    def longer(self, by: float) -> NUTS:
+        """The same chains with `by` times as many draws, the first of which are the same."""
+        more = math.ceil((by - 1.0) * self.num_samples / self.thinning) * self.thinning
+        return replace(self, num_samples=self.num_samples + more)
 
     def _result(
         self, target: Target, followed: Target, x: np.ndarray, extra: dict[str, np.ndarray]
@@ -177,7 +172,11 @@ class NUTS:
             prior_bounds=target.prior.bounds(),
             max_tree_depth=self.max_tree_depth,
         )
-        measures: dict[str, float] = {"num_likelihoods": int(extra["num_steps"].sum())}
+        in_warmup = int(extra["num_warmup_steps"].sum())
+        measures: dict[str, float] = {
+            "num_likelihoods": in_warmup + int(extra["num_steps"].sum()),
+            "num_warmup_likelihoods": in_warmup,
+        }
         if k_hat is not None:
             measures["k_hat"] = k_hat
         return Result(draws, status, log_weight=log_weight, sample_stats=stats, measures=measures)

@@ -18,6 +18,11 @@ from .tempering import next_temperature
 GOAL_ACCEPTANCE = 0.3
 
 
+# Moves at the posterior itself: enough to forget the last resampling, and to find the posterior's
+# width from points that may all be at one place.
+_NUM_LAST, _NUM_ALL = 15, 60
+
+
 class Pilot(NamedTuple):
     """Starts (chain, dim), centre (dim,) and scale S (dim, dim), and evaluations spent."""
 
@@ -34,6 +39,7 @@ def run_pilot(
     num_chains: int,
     num_start: int,
     num_particles: int,
+    start: np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> Pilot:
     r"""Carry prior draws to the posterior by tempering; starts and covariance are from there.
@@ -48,24 +54,29 @@ def run_pilot(
         num_chains: starts wanted.
         num_start: prior draws to begin with.
         num_particles: points carried, at least one for each chain.
+        start: points (n, dim) with a likelihood to begin with at the posterior itself, rather than
+            with draws of the prior.
 
     Raises:
         InputError: no prior draw with a likelihood, or a log density that is NaN or +inf, with
             the point.
     """
-    x, log_l, log_p = _prior_points(target, rng, num_start)
+    if start is None:
+        (x, log_l, log_p), before = _prior_points(target, rng, num_start), 0.0
+        used, num_last = num_start, _NUM_LAST
+    else:
+        (x, log_l, log_p), before = (start, *evaluate(target, start)), 1.0
+        used, num_last = len(start), _NUM_ALL
     wide = np.var(x, axis=0) if len(x) > 1 else np.ones(target.dim)
     num = max(num_particles, num_chains)
-    used, beta, size = num_start, 0.0, 2.38 / math.sqrt(target.dim)
+    size = 2.38 / math.sqrt(target.dim)
     for _ in range(100):
-        before = beta
         goal = 0.5 * min(num, len(x))
-        beta = next_temperature(before, log_l, -before * log_l, goal=goal)
+        beta = next_temperature(before, log_l, -before * log_l, goal=goal) if before < 1 else 1.0
         weight = normalised_weights((beta - before) * log_l)
         chosen = systematic(weight, num, rng.random())
         x, log_l, log_p = x[chosen], log_l[chosen], log_p[chosen]
-        # At the posterior itself, enough to forget the last resampling.
-        moves = 3 if beta < 1.0 else 15
+        moves = 3 if beta < 1.0 else num_last
         for move in range(moves):
             if move % 3 == 0:
                 step = _scale(x, wide)
@@ -80,6 +91,7 @@ def run_pilot(
             progress(int(100 * beta), 100, f"pilot (temperature {beta:.2g})")
         if beta == 1.0:
             break
+        before = beta
     start = x[rng.choice(num, num_chains, replace=False)]
     return Pilot(start, x.mean(axis=0), _scale(x, wide), used)
 

@@ -2,7 +2,8 @@ r"""Posteriors of few hyperparameters by quadrature: no chains, and an error tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -99,6 +100,10 @@ class QuadratureSampler:
                 "interpolation_error": run.interpolation_error,
             },
         )
+
+    def longer(self, by: float) -> QuadratureSampler:
+        """The same sampler with `by` times as many draws."""
+        return replace(self, num_samples=math.ceil(by * self.num_samples))
 
 
 class Moments(NamedTuple):
