@@ -57,3 +57,21 @@ def shared() -> Path:
     It need not exist; use `require_path(shared / "data" / "name")`.
     """
     return Path(os.environ.get("SKYCENSUS_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def data_set() -> Callable[[str], Path]:
+    """`data_set(name)` is the path of a public data set, or skips saying why it is not here."""
+    from skycensus import InputError, data
+
+    missing: dict[str, str] = {}
+
+    def have(name: str) -> Path:
+        if name not in missing:
+            try:
+                return data.path(name)
+            except InputError as error:
+                missing[name] = str(error)
+        pytest.skip(missing[name])
+
+    return have

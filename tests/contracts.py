@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 
 from skycensus import (
     NUTS,
+    CoarseToExact,
     Dynesty,
     FlowMCMC,
     Grid,
@@ -21,8 +22,11 @@ from skycensus import (
     PowerLaw,
     QuadratureSampler,
     Samples,
+    Target,
 )
 from skycensus.density import Density
+from skycensus.gamma import spectra
+from skycensus.gamma.annihilation import Annihilation, ChannelSpectra
 from skycensus.likelihood import Gaussian, LinearGrid, Quadrature
 
 
@@ -81,6 +85,20 @@ def _truncated(h):
     return Joint({"x": dist.TruncatedNormal(h["loc"], 0.8, low=0.0)})
 
 
+def toy_spectra() -> ChannelSpectra:
+    """Two smooth channels, b and tau, with x = 10**-3 ... 1 and masses from 0.5 to 8 TeV."""
+    mass, log10_x = np.geomspace(0.5, 8.0, 9), np.linspace(-3.0, 0.0, 61)
+    x = 10.0**log10_x
+    soft = np.exp(-6.0 * x) / np.sqrt(x)
+    table = np.stack([9.0 * soft, 5.0 * x * (1.2 - x)], axis=-1)
+    return ChannelSpectra(("b", "tau"), mass, log10_x, table * (mass**0.1)[:, None, None])
+
+
+def _annihilation(h):
+    shares = {"b": 1.0 - h["tau"], "tau": h["tau"]}
+    return Annihilation(toy_spectra(), h["mass"], fractions=shares, low=0.1)
+
+
 DENSITIES: dict[str, DensityCase] = {
     "joint": DensityCase(
         _joint,
@@ -109,6 +127,39 @@ DENSITIES: dict[str, DensityCase] = {
     ),
     "open support": DensityCase(_positive, {"loc": 0.2}, {"x": (1e-9, 40.0)}, {"x": 0.0}),
     "truncated": DensityCase(_truncated, {"loc": 0.4}, {"x": (0.0, 7.0)}, {"x": -0.1}),
+    "power-law flux": DensityCase(
+        lambda h: spectra.PowerLaw(
+            h["index"], low=0.5, high=8.0, log_amplitude=h["log_amplitude"], reference=2.0
+        ),
+        {"index": 2.4, "log_amplitude": 0.3},
+        {"energy": (0.5, 8.0)},
+        {"energy": 9.0},
+        # A closed form: 2**2.4 / 1.4 (0.5**-1.4 - 8**-1.4), times the amplitude.
+        float(0.3 + np.log(2.0**2.4 / 1.4 * (0.5**-1.4 - 8.0**-1.4))),
+    ),
+    "log-parabola": DensityCase(
+        lambda h: spectra.LogParabola(h["index"], h["curvature"], low=0.5, high=8.0),
+        {"index": 2.0, "curvature": 0.3},
+        {"energy": (0.5, 8.0)},
+        {"energy": 0.4},
+    ),
+    "power law with a cut-off": DensityCase(
+        lambda h: spectra.CutoffPowerLaw(h["index"], h["cutoff"], low=0.5, high=8.0),
+        {"index": 1.2, "cutoff": 1.5},
+        {"energy": (0.5, 8.0)},
+        {"energy": 0.4},
+    ),
+    "tabulated spectrum": DensityCase(
+        lambda h: spectra.Tabulated([0.5, 2.0, 8.0], [4.0, 1.0, 1.0], log_amplitude=h["a"]),
+        {"a": 0.2},
+        {"energy": (0.5, 8.0)},
+        {"energy": 0.4},
+        # 2 / E up to 2 TeV, then flat.
+        float(0.2 + np.log(2.0 * np.log(4.0) + 6.0)),
+    ),
+    "annihilation": DensityCase(
+        _annihilation, {"mass": 3.0, "tau": 0.3}, {"energy": (0.1, 3.0)}, {"energy": 3.1}
+    ),
 }
 
 
@@ -183,6 +234,15 @@ LIKELIHOODS: dict[str, LikelihoodCase] = {
 }
 
 
+def _flatter(target: Target) -> Target:
+    """A version with nine tenths of the log likelihood."""
+    return Target(
+        target.prior,
+        lambda free, data: 0.9 * target.log_likelihood_at(free, data),
+        data=target.data,
+    )
+
+
 # ---- samplers: settings small enough for a test, large enough for its stated errors --------------
 
 SAMPLERS: dict[str, Any] = {
@@ -194,4 +254,5 @@ SAMPLERS: dict[str, Any] = {
     "quadrature": QuadratureSampler(),
     "nested": Nested(num_live=300),
     "dynesty": Dynesty(num_live=150),
+    "coarse to exact": CoarseToExact(ImportanceSampler(num_adapt=500), _flatter, target_ess=1500),
 }

@@ -20,6 +20,7 @@ PACKAGE = "skycensus"
 CORE = {
     "analysis",
     "blocks",
+    "calibration",
     "checkpoint",
     "costs",
     "density",

@@ -21,7 +21,7 @@ import numpyro.distributions as dist
 import pytest
 from contracts import SAMPLERS
 
-from skycensus import NUTS, InputError, Prior, Target, cli
+from skycensus import NUTS, InputError, Prior, Target, Until, cli
 from skycensus.checkpoint import Checkpoint, Record, pack, saved, unfinished, unpack
 from skycensus.config import build, read_config
 from skycensus.folders import locked
@@ -276,6 +276,10 @@ CUT_OFF = {
         num_warmup=60, num_samples=81, num_chains=3, num_start=32, chain_method="sequential"
     ),
     "flow_mcmc": SAMPLERS["flow_mcmc"],
+    "until": Until(
+        NUTS(num_warmup=60, num_samples=31, num_chains=2, num_start=32, thinning=2), target_ess=60
+    ),
+    "coarse to exact": SAMPLERS["coarse to exact"],
 }
 
 

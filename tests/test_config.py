@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from skycensus import NUTS, Coarse, CoarseToExact, ImportanceSampler, Nested, Until
 from skycensus.config import as_run, parse_config, read_config, to_toml
+from skycensus.config.sampler import make_sampler
 from skycensus.config.schema import SECTIONS, SELECTIONS, described, fits
 from skycensus.errors import InputError
 
@@ -178,3 +180,51 @@ def test_every_name_of_the_table_is_documented(root):
     text = (root / "docs" / "config.md").read_text()
     missing = [name for table in FAMILIES.values() for name in table if f"`{name}`" not in text]
     assert not missing
+
+
+# ---- samplers ------------------------------------------------------------------------------------
+
+
+def sampler_of(line: str):
+    """The sampler of a `[sampler]` section, for a model that nothing is asked of."""
+    return make_sampler(tomllib.loads(line))(None)
+
+
+def test_goals_and_coarse_versions_go_with_any_kind():
+    plain = sampler_of("kind = 'importance'\ntarget_ess = 300")
+    assert plain == ImportanceSampler(target_ess=300.0)
+    until = sampler_of("kind = 'nuts'\ntarget_ess = 300\ntime_limit = 60")
+    assert until == Until(NUTS(), target_ess=300.0, time_limit=60.0)
+    coarse = sampler_of("kind = 'nuts'\ncoarse = {draws = 500, float32 = true}")
+    assert coarse == CoarseToExact(NUTS(), Coarse(draws=500, float32=True))
+    both = sampler_of("kind = 'nested'\ncoarse.nodes = 3\ntarget_ess = 5\ntime_limit = 9.5")
+    inner = CoarseToExact(Nested(), Coarse(nodes=3), target_ess=5.0)
+    assert both == Until(inner, time_limit=9.5)
+
+
+def test_start_values_of_chains():
+    for kind in ("nuts", "flow_mcmc"):
+        assert sampler_of(f"kind = '{kind}'\nstart = 'mode'").start == "mode"
+        assert sampler_of(f"kind = '{kind}'\nstart = {{a = 1.0}}").start == {"a": 1.0}
+        assert sampler_of(f"kind = '{kind}'\nstart = [{{a = 1.0}}, {{a = 2.0}}]").start[1] == {
+            "a": 2.0
+        }
+        with pytest.raises(InputError, match=r"start = 'modes'.*did you mean 'mode'"):
+            make_sampler({"kind": kind, "start": "modes"})
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("kind = 'nuts'\ntime_limt = 3", "did you mean 'time_limit'"),
+        ("kind = 'nuts'\ntime_limit = -3", "time_limit = -3.0 must be a positive number"),
+        ("target_ess = 'many'", "target_ess = 'many' is not a number"),
+        ("coarse = 500", "coarse = 500 is not a table"),
+        ("coarse = {drws = 500}", "coarse: there is no key 'drws' .*did you mean 'draws'"),
+        ("coarse = {}", "nothing is coarser"),
+        ("coarse = {draws = 0}", "draws = 0 must be at least 1"),
+    ],
+)
+def test_bad_goals_are_named(line, told):
+    with pytest.raises(InputError, match=told):
+        make_sampler(tomllib.loads(line))

@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from skycensus import (
+    Gaussian,
     Grid,
     HierarchicalModel,
     InputError,
@@ -276,6 +277,37 @@ def test_moving_edges_have_a_smooth_target():
     x = target.unconstrain({**H, "low": 0.8})
     np.testing.assert_allclose(smooth.log_prior(x), target.log_prior(x), rtol=1e-12)
     np.testing.assert_allclose(smooth.log_likelihood(x), target.log_likelihood(x), atol=0.5)
+
+
+def test_models_that_differ_in_data_alone():
+    def plain(x, *, population, prior=PRIOR, **options):
+        objects = Gaussian(np.ones((len(x), 1)), x, 0.1, parameters=["x"])
+        prior = Prior({"a": prior["a"]})
+        return HierarchicalModel(prior, population, objects, rate="shape", **options)
+
+    def line(h):
+        return Joint({"x": dist.Normal(h["a"], 1.0)})
+
+    one = plain(np.arange(4.0), population=line)
+    assert one.same_but_for_data(plain(np.ones(4), population=line))
+    for other in (
+        plain(np.ones(5), population=line),
+        plain(np.ones(4), population=lambda h: line(h)),
+        plain(np.ones(4), population=line, log_exposure=1.0),
+        plain(np.ones(4), population=line, prior={"a": dist.Normal(0.0, 2.0)}),
+        plain(np.ones(4), population=line, prior={"a": dist.Laplace(0.0, 3.0)}),
+        plain(np.ones(4), population=line, prior={"a": 1.0}),
+    ):
+        assert not one.same_but_for_data(other)
+
+
+def test_a_part_that_stays_is_not_prepared_again():
+    before = model()
+    fewer = Samples([{"x": np.full(9, 1.5)}], [np.zeros(9)])
+    after = before.with_parts(fewer, before.selection)
+    assert after.data[1] is before.data[1] and after.data[0] is not before.data[0]
+    whole = HierarchicalModel(Prior(PRIOR), rates, fewer, selection=SELECTION)
+    np.testing.assert_allclose(after.log_likelihood(H).value, whole.log_likelihood(H).value)
 
 
 # --- any NumPyro model ---------------------------------------------------------------------------

@@ -113,7 +113,14 @@ def test_effective_sample_size(rng):
     x = rng.normal(size=(2, 500))
     assert converged({"a": x}).effective_sample_size() == pytest.approx(1000, rel=0.2)
     weight = np.log(np.where(x > 0, 1.0, 1e-30))
-    assert converged({"a": x}, log_weight=weight).effective_sample_size() == np.sum(x > 0)
+    chains = converged({"a": x}, log_weight=weight).effective_sample_size()
+    assert 0.8 * np.sum(x > 0) < chains < 1.001 * np.sum(x > 0)
+    # A single weighted chain is of independent draws.
+    one = converged({"a": x[:1]}, log_weight=weight[:1])
+    assert one.effective_sample_size() == pytest.approx(np.sum(x[:1] > 0))
+    # Correlated draws are worth less than their weights say.
+    slow = {"a": np.repeat(x[:, :50], 10, axis=1)}
+    assert converged(slow, log_weight=np.zeros((2, 500))).effective_sample_size() < 200
 
 
 def test_equal_weight_draws(rng):

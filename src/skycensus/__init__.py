@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 
 # Imported on first use: `skycensus --help` must not wait for JAX.
 _HOMES = {
+    "Coarse": "samplers",
+    "CoarseToExact": "samplers",
     "Dynesty": "samplers",
     "FlowMCMC": "samplers",
     "Gaussian": "likelihood",
@@ -32,6 +34,8 @@ _HOMES = {
     "Samples": "likelihood",
     "Status": "result",
     "Target": "model",
+    "Until": "samplers",
+    "calibrate": "calibration",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -29,8 +29,8 @@ exit codes: 0 converged; 2 bad input, nothing written; 3 finished but not conver
 written and the reason told; 130 interrupted: the same command goes on with the run.
 
 environment: SKYCENSUS_CACHE is the folder of compiled programs (default: skycensus in the user's
-cache folder; "off" for none); SKYCENSUS_CHECKPOINT_SECONDS are the seconds between two checkpoints
-of a run (default: 60).
+cache folder; "off" for none); SKYCENSUS_DATA is the folder of public data sets;
+SKYCENSUS_CHECKPOINT_SECONDS are the seconds between two checkpoints of a run (default: 60).
 """
 
 
@@ -69,6 +69,12 @@ def guarded(run: Callable[[], int]) -> int:
         # Whoever reads has gone; the interpreter would complain once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A name that is too long, a folder that may not be entered, a disk that is gone.
+        print(f"error: '{error.filename}': {error.strerror}; check this path.", file=sys.stderr)
+        return BAD_INPUT
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
@@ -128,6 +134,11 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=count, default=300, help="passes at most (300)")
     train.add_argument("--seed", type=int, default=0, help="of the randomness (0)")
     train.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+    data = add("data", _data, "fetch a named public data set, or list them")
+    data.add_argument("name", metavar="NAME", nargs="?", help="the data set; none lists them")
+    data.add_argument("--from", dest="file", metavar="FILE", help="a file fetched by other means")
+    data.add_argument("--list", action="store_true", help="what there is, licences and citations")
 
     demo = add("demo", _demo, "simulate a catalogue and infer its population: the main job, small")
     demo.add_argument("--out", metavar="DIR", help="folder of everything (./skycensus-demo)")
@@ -219,8 +230,12 @@ def describe(inference: Any) -> str:
     lines += [f"  {name} ~ {_shown(d)}" for name, d in prior.free.items()]
     lines += [f"  {name} = {value:g}" for name, value in prior.fixed.items()]
     lines += [f"  {name} = {other}" for name, other in prior.same_as.items()]
-    kind, *_ = described(inference.sampler).values()
-    lines.append(f"sampler {kind}, seed {inference.seed}")
+    kinds: list[str] = []
+    sampler: Any = described(inference.sampler)
+    while sampler:
+        kinds.append(sampler["kind"])
+        sampler = sampler.get("sampler")
+    lines.append(f"sampler {' of '.join(kinds)}, seed {inference.seed}")
     return "\n".join([*lines, "the config is sound."])
 
 
@@ -275,6 +290,19 @@ def _train(options: Any, command: str) -> int:
         f"rms error {done.rms:.4g}, largest {done.largest_error:.4g} on rows kept back; "
         f"{len(done.rms_by_epoch)} passes; written to {os.path.abspath(options.out)}"
     )
+    return 0
+
+
+def _data(options: Any, command: str) -> int:
+    del command
+    from .data import add, listing, path
+
+    if options.name is None or options.list:
+        if options.file is not None:
+            raise InputError("say which data set FILE is: skycensus data NAME --from FILE")
+        print(listing())
+    else:
+        print(path(options.name) if options.file is None else add(options.name, options.file))
     return 0
 
 

@@ -3,12 +3,14 @@ r"""The one place where prior, population, likelihood and selection meet."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from numpyro.distributions.transforms import biject_to
@@ -56,6 +58,8 @@ class HierarchicalModel:
             (and of any volume) that turns $m_\det$ into an expected number.
         max_variance: variance of $\ln L$ above which a point is penalised, smoothly, by $-\frac12
             (\mathrm{var}/\mathrm{max} - 1)^2 \cdot 100$: the Monte Carlo sums fail there.
+        like: a model of the same prior and population; what it has prepared of those of its parts
+            that are parts of this one is not prepared again.
 
     Raises:
         InputError: priors that are missing or unknown, and "poisson" without a selection.
@@ -71,6 +75,7 @@ class HierarchicalModel:
         rate: Literal["poisson", "shape"] = "poisson",
         log_exposure: float = 0.0,
         max_variance: float | None = None,
+        like: HierarchicalModel | None = None,
     ):
         if rate not in ("poisson", "shape"):
             raise InputError(f"rate='{rate}' is not known; use 'poisson' or 'shape'.")
@@ -88,14 +93,19 @@ class HierarchicalModel:
         self.log_exposure = log_exposure
         self.max_variance = max_variance
         parts = (likelihood, selection)
+        before = (
+            [] if like is None else zip((like.likelihood, like.selection), like.data, strict=True)
+        )
+        ready = {id(part): prepared for part, prepared in before}
         example = {}
-        if any(hasattr(part, "stage") for part in parts):
+        if any(hasattr(part, "stage") for part in parts if id(part) not in ready):
             # Compiled as one: a draw by itself is dozens of small programs.
             point = self.prior.complete(jax.jit(self.prior.sample)(jax.random.key(0)))
             # Names that only ties use are none of the population's.
             example = {name: point[name] for name in (*needed, *optional) if name in point}
         self._parts = [
-            None if part is None else _stage(part, population, example) for part in parts
+            ready[id(part)] if id(part) in ready else _stage(part, population, example)
+            for part in parts
         ]
 
     def with_parts(self, likelihood: Likelihood, selection: Likelihood | None) -> HierarchicalModel:
@@ -108,6 +118,22 @@ class HierarchicalModel:
             rate=self.rate,
             log_exposure=self.log_exposure,
             max_variance=self.max_variance,
+            like=self,
+        )
+
+    def same_but_for_data(self, other: HierarchicalModel) -> bool:
+        """Whether `other` is this model with other numbers, of the same shapes, in its arrays."""
+        ours, theirs = (
+            (m.rate, m.log_exposure, m.max_variance, m.prior.fixed, m.prior.same_as)
+            for m in (self, other)
+        )
+        return (
+            self.population == other.population
+            and ours == theirs
+            and len(self.likelihood.names) == len(other.likelihood.names)
+            and _shapes(self.data) == _shapes(other.data)
+            and _shapes(self.prior.free) == _shapes(other.prior.free)
+            and all(map(np.array_equal, *map(jax.tree.leaves, (self.prior.free, other.prior.free))))
         )
 
     @property
@@ -161,23 +187,30 @@ class HierarchicalModel:
         value, variance = selection.log_marginal(hyperparameters)
         return LogMarginal(value[0] + self.log_exposure, variance[0])
 
-    def target(self) -> Target:
+    def target(self, *, like: Target | None = None) -> Target:
         """The posterior of the free hyperparameters, for a sampler.
 
         Where the population has edges that move with the hyperparameters, the target also offers a
         smooth version of itself for samplers that follow gradients (see `Samples.softened`).
         Objects that are `Latent` have their own parameters in the target (see `LatentTarget`).
+
+        Args:
+            like: the target of a model that is the `same_but_for_data`: what was compiled for it
+                serves this one as well.
         """
         if isinstance(self.likelihood, Latent):
             from .latents import LatentTarget
 
             return LatentTarget(self)
+        edges = self._has_moving_edges() if like is None else like.smooth is not None
         return Target(
             self.prior,
             lambda free, data: self.penalised_log_likelihood(self.prior.complete(free), data),
             data=self.data,
-            smooth=self._smooth_target if self._has_moving_edges() else None,
+            smooth=cache(self._smooth_target) if edges else None,
+            model=self,
             shortcut=Shortcut(self._coarse_target, self._near_target) if self._many() else None,
+            like=like,
         )
 
     def _many(self) -> bool:
@@ -261,6 +294,8 @@ class Target:
         data: any pytree of arrays.
         smooth: makes a smooth approximation of this target, in the same coordinates, if it jumps.
         shortcut: cheaper versions of it, where there are any.
+        model: the hierarchical model that this is the target of.
+        like: a target that differs in `data` alone; what is compiled for it serves this one too.
 
     Attributes:
         latents: parameters of the objects among those of `constrain`, name -> labels of entries.
@@ -274,6 +309,7 @@ class Target:
     object_names: tuple[str, ...] = ()
     record: Record | None = None
     shortcut: Shortcut | None = None
+    model: HierarchicalModel | None = None
 
     def __init__(
         self,
@@ -283,11 +319,16 @@ class Target:
         data: Any = None,
         smooth: Callable[[], Target] | None = None,
         shortcut: Shortcut | None = None,
+        model: HierarchicalModel | None = None,
+        like: Target | None = None,
     ):
         self.prior = prior
         self.data = data
         self.smooth = smooth
         self.shortcut = shortcut
+        self.model = model
+        if like is not None:
+            self._compiled = like.__dict__.setdefault("_compiled", {})
         self._log_likelihood = log_likelihood
         self._transforms = {n: biject_to(d.support) for n, d in prior.free.items()}
 
@@ -460,8 +501,16 @@ def hyperparameter_names(population: Population) -> tuple[tuple[str, ...], tuple
     return needed, tuple(name for name in asked.optional if name not in needed)
 
 
+def _shapes(tree: Any) -> tuple[Any, list[Any]]:
+    """The structure of a pytree with all that is not an array, and its arrays' shapes and types."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+
+
 def _stage(part: Any, population: Population, example: Hyperparameters) -> Any:
-    """A form prepared for many evaluations, where the form knows how."""
+    """A form prepared for many evaluations, where the form knows how; nothing of nothing."""
+    if part is None:
+        return None
     if hasattr(part, "stage"):
         return part.stage(population, example)
     return _Plain(part, population)

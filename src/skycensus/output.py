@@ -23,7 +23,7 @@ from .analysis import Derived, analyse
 from .checkpoint import Checkpoint, unfinished
 from .diagnostics import scalars
 from .folders import check_folder, new_folder
-from .model import HierarchicalModel
+from .model import HierarchicalModel, Target
 from .objects import ObjectPosteriors, object_posteriors, single_object
 from .predictive_checks import Measurements
 from .result import Result, plain
@@ -140,9 +140,11 @@ def fingerprint(inference: Inference) -> dict[str, Any]:
     """What the draws of a run depend on; not what is made of them afterwards."""
     after = ("seed", "sampler", "output", "truth", "simulate")
     config = {k: v for k, v in (inference.config or {}).items() if k not in after}
+    # With more time the same run goes on.
+    sampler = {k: v for k, v in described(inference.sampler).items() if k != "time_limit"}
     told: dict[str, Any] = {
         "seed": inference.seed,
-        "sampler": described(inference.sampler),
+        "sampler": sampler,
         "config": config,
         "inputs": inference.inputs,
         "objects": len(getattr(inference.model.likelihood, "names", ())),
@@ -311,10 +313,21 @@ def draw_figures(
 
 
 def described(sampler: Any) -> dict[str, Any]:
-    """A sampler's class and settings."""
+    """A sampler's class and settings, those of a sampler within it too."""
+
+    def told(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return described(value)
+        # The address of an object or a function is another one in each process.
+        addressed = callable(value) or isinstance(value, Target)
+        return getattr(value, "__qualname__", type(value).__name__) if addressed else value
+
     is_one = dataclasses.is_dataclass(sampler) and not isinstance(sampler, type)
-    settings = dataclasses.asdict(sampler) if is_one else {}
-    return {"kind": type(sampler).__name__, **settings}
+    fields = dataclasses.fields(sampler) if is_one else ()
+    return {
+        "kind": type(sampler).__name__,
+        **{field.name: told(getattr(sampler, field.name)) for field in fields},
+    }
 
 
 def versions() -> dict[str, str]:

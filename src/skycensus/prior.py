@@ -73,7 +73,7 @@ class Prior:
             entries = json.loads(Path(path).read_text(), object_pairs_hook=_unique)
         except OSError as error:
             raise InputError(f"prior file '{path}' cannot be read: {error.strerror}.") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"prior file '{path}' is not valid JSON: {error}") from None
         if not isinstance(entries, dict):
             raise InputError(f"prior file '{path}' must hold one object of name: prior.")
@@ -105,7 +105,7 @@ class Prior:
                 f"prior '{name}': {entry!r} is not a distribution, a number or another parameter's "
                 'name; write for example {"dist": "Uniform", "low": 0, "high": 1}.'
             )
-        elif not math.isfinite(entry):
+        elif not _is_finite(entry):
             raise InputError(f"prior '{name}': the fixed value {entry} is not finite.")
         else:
             self.fixed[name] = float(entry)
@@ -356,12 +356,20 @@ def _argument(name: str, argument: str, value: Any) -> Any:
         return jnp.asarray(array)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"prior '{name}': {argument}={value!r} is not a number.")
-    if not math.isfinite(value):
+    if not _is_finite(value):
         raise InputError(
             f"prior '{name}': {argument}={value} is not finite; leave out a bound that is not "
             "there."
         )
     return value
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a number is one of 64 bits."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _check(name: str, kind: str, made: dist.Distribution) -> dist.Distribution:

@@ -230,10 +230,15 @@ class Result:
         }
 
     def effective_sample_size(self) -> float:
-        """Kish's number of weighted draws; else the smallest bulk value of the parameters."""
-        if self.log_weight is not None:
-            return kish(self.log_weight)
-        return float(min(effective_sample_size(x) for _, x in scalars(self.draws)))
+        """Kish's number of weighted draws; for chains the smallest bulk value of the parameters.
+
+        Where chains have weights, the latter counts both, and is no more than Kish's number.
+        """
+        most = float("inf") if self.log_weight is None else kish(self.log_weight)
+        if self.log_weight is not None and self.shape[0] == 1:
+            return most
+        sizes = [effective_sample_size(x, self.log_weight) for _, x in scalars(self.draws)]
+        return float(min(most, *sizes))
 
     def equal_weight_draws(
         self, seed: int | Sequence[int] | np.random.Generator, n: int, *, latents: bool = False

@@ -34,6 +34,11 @@ REMEDIES: Mapping[str, str] = MappingProxyType(
         "few_draws": "their log marginals are rough: use more draws of them, or leave them out",
         "few_injections": "the selection integral is rough: use more injections, nearer to the "
         "population",
+        "target_ess": "raise time_limit, ask for fewer, or use a sampler that suits the posterior "
+        "better",
+        "time_limit": "raise it for more draws",
+        "coarse": "a finer version needs fewer likelihoods of the exact one, a coarser one costs "
+        "less itself",
         "prior_edge": "the bound may set this result, not the data: widen the prior unless the "
         "bound is physical",
         "nan_likelihood": "the model is broken there: evaluate it at this point and mend it, or "

@@ -163,7 +163,7 @@ def read_injections(
             f"finite as one in {list(wanted)}."
         )
     theta = {name: to_support(name, draw.columns[name]) for name in wanted}
-    scale = stated.scale if stated.scale is not None else _scale(attrs)
+    scale = stated.scale if stated.scale is not None else _scale(path, attrs)
     return Injections(theta, value, total, scale, attrs, path, file_hash(path))
 
 
@@ -178,14 +178,17 @@ def _read_layout(
     if path.suffix.lower() not in (".h5", ".hdf5", ".hdf"):
         return read_posterior(path, columns=columns), attrs, "generic"
     with open_hdf5(path) as file:
-        attrs |= {name: _plain(value) for name, value in file.attrs.items()}
-        group = next((name for name in ("injections", "events") if name in file), None)
-        node = file if group is None else file[group]
-        attrs |= {name: _plain(value) for name, value in node.attrs.items()}
-        raw = columns_of(node)
-        if "name" in (node if hasattr(node, "keys") else node.dtype.names or ()):
-            # The observing run, "o1" to "o3", of the mixture files.
-            raw["searched"] = ~np.isin(np.asarray(node["name"]).astype(str), ["o1", "o2"])
+        try:
+            attrs |= {name: _plain(value) for name, value in file.attrs.items()}
+            group = next((name for name in ("injections", "events") if name in file), None)
+            node = file if group is None else file[group]
+            attrs |= {name: _plain(value) for name, value in node.attrs.items()}
+            raw = columns_of(node)
+            if "name" in (node if hasattr(node, "keys") else node.dtype.names or ()):
+                # The observing run, "o1" to "o3", of the mixture files.
+                raw["searched"] = ~np.isin(np.asarray(node["name"]).astype(str), ["o1", "o2"])
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: damaged, or in no known layout: {error}.") from error
     if not raw:
         raise InputError(f"{path}: no table of injections in any known layout.")
     return canonical_columns(raw, columns, where=str(path)), attrs, "lvk" if group else "generic"
@@ -331,9 +334,9 @@ def _false_alarm_rate(name: str) -> Callable[[np.ndarray], np.ndarray] | None:
 def _total(path: Path, attrs: Mapping[str, Any], given: float | None, rows: int) -> float:
     total = given
     for name in ("total_generated", "n_total", "ndraw", "N_draw"):
-        total = attrs.get(name) if total is None else total
+        total = _number(path, attrs, name) if total is None else total
     if total is None and {"n_accepted", "n_rejected"} <= set(attrs):
-        total = attrs["n_accepted"] + attrs["n_rejected"]
+        total = sum(_number(path, attrs, name) or 0.0 for name in ("n_accepted", "n_rejected"))
     if total is None:
         raise InputError(
             f"{path}: the number of injections generated is not in the file (attribute "
@@ -347,15 +350,39 @@ def _total(path: Path, attrs: Mapping[str, Any], given: float | None, rows: int)
     return float(total)
 
 
-def _scale(attrs: Mapping[str, Any]) -> float | None:
-    time = next(
-        (float(attrs[k]) for k in ("T_obs_yr", "time_yr", "analysis_time_yr") if k in attrs), None
-    )
-    seconds = ("total_analysis_time", "analysis_time_s", "analysis_time")
+def _scale(path: Path, attrs: Mapping[str, Any]) -> float | None:
+    def first(*names: str) -> float | None:
+        name = next((name for name in names if name in attrs), None)
+        value = None if name is None else _number(path, attrs, name)
+        if value == 0.0:
+            raise InputError(f"{path}: the attribute '{name}' is zero; it must be positive.")
+        return value
+
+    time = first("T_obs_yr", "time_yr", "analysis_time_yr")
     if time is None:
-        time = next((float(attrs[k]) / SECONDS_PER_YEAR for k in seconds if k in attrs), None)
-    volume = float(attrs.get("VTmax_Gpc3", 1.0))
+        seconds = first("total_analysis_time", "analysis_time_s", "analysis_time")
+        time = None if seconds is None else seconds / SECONDS_PER_YEAR
+    volume = first("VTmax_Gpc3") or 1.0
     return None if time is None else time * volume
+
+
+def _number(path: Path, attrs: Mapping[str, Any], name: str) -> float | None:
+    """A count or an amount among the attributes; None where it is not there.
+
+    Raises:
+        InputError: it is no number, negative or not finite.
+    """
+    if name not in attrs:
+        return None
+    try:
+        value = float(np.asarray(attrs[name], float).item())
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0.0 <= value < math.inf:
+        raise InputError(
+            f"{path}: the attribute '{name}' is {attrs[name]!r}, not a number of zero or more."
+        )
+    return value
 
 
 # ---- to the population's parameters --------------------------------------------------------------

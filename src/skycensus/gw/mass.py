@@ -31,6 +31,9 @@ from .families import (
 )
 from .redshift import log_volume
 
+# Components of a mixture, at most: each is traced by itself.
+_MOST_COMPONENTS = 100
+
 
 def power_law_mass_ratio(h: Hyperparameters, suffix: str = "") -> Density:
     r"""Return a power law in m1 with a power law in q, over `mass_1_source` and `mass_ratio`:
@@ -169,10 +172,15 @@ def n_power_laws_m_gaussians(
     $R_k V_k$, with $V_k$ of that factor.
 
     Raises:
-        InputError: no components, or two factors for one parameter.
+        InputError: no components, more than a hundred, or two factors for one parameter.
     """
     if min(n_pl, n_g) < 0 or n_pl + n_g == 0:
         raise InputError(f"needs at least one component, got n_pl={n_pl} and n_g={n_g}.")
+    if n_pl + n_g > _MOST_COMPONENTS:
+        raise InputError(
+            f"n_pl={n_pl} and n_g={n_g} are more than {_MOST_COMPONENTS} components, which no "
+            "sampler explores; give fewer."
+        )
     masses = {f"pl_{i}": power_law_masses for i in range(n_pl)}
     masses |= {f"g_{i}": gaussian_masses for i in range(n_g)}
 

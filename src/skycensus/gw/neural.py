@@ -123,7 +123,9 @@ def read_network(path: str | Path, *, is_log: bool | None = None) -> Network:
                     f"{sizes['depth']}, but there is also '{surplus}'; correct one of them."
                 )
             stored = file.attrs.get("is_log")
-    except OSError as error:
+    except InputError:
+        raise
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"network {path}: not a readable HDF5 file ({error}); give one in GWKokab's layout, "
             "as write_network makes it."

@@ -186,7 +186,7 @@ def check_reference_prior(prior: ReferencePrior, parameters: Iterable[str]) -> N
         return
     stated = _as_mapping(prior)
     if "column" in stated:
-        _check_options("the reference prior", stated, {"column", "log", "coordinates"})
+        _check_column(stated)
         return
     parameters = tuple(parameters)
     others = [name for name in parameters if _title(name) == name]
@@ -298,6 +298,18 @@ def _check_options(what: str, options: Mapping[str, Any], known: set[str]) -> No
             )
 
 
+def _check_column(stated: Mapping[str, Any]) -> None:
+    """Check a prior that is a column: its name, and what is said of it."""
+    _check_options("the reference prior", stated, {"column", "log", "coordinates"})
+    if not isinstance(stated["column"], str):
+        raise InputError(f"reference prior: column = {stated['column']!r} is not a column's name.")
+    if not isinstance(stated.get("log", False), bool):
+        raise InputError(f"reference prior: log = {stated['log']!r} is not true or false.")
+    names = stated.get("coordinates") or ()
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"reference prior: coordinates = {names!r} is not a list of names.")
+
+
 def resolve(title: str, value: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Return the function of a block's prior (`title`) and its options; see `log_reference`."""
     if callable(value):
@@ -305,14 +317,15 @@ def resolve(title: str, value: Any) -> tuple[Callable[..., Any], dict[str, Any]]
     options = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = options.pop("name", None)
     table = _TABLES.get(title, OTHER_PRIORS)
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise InputError(
             f"reference prior {title} = {name!r}{did_you_mean(str(name), table)}: expected one of "
             f"{sorted(table)}."
         )
     _check_options(f"reference prior {title} = '{name}'", options, {"a_max"} & _options(title))
-    if "a_max" in options and not 0.0 < options["a_max"] <= 1.0:
-        raise InputError(f"reference prior spins: a_max={options['a_max']} is not in (0, 1].")
+    a_max = options.get("a_max", 1.0)
+    if not isinstance(a_max, int | float) or not 0.0 < a_max <= 1.0:
+        raise InputError(f"reference prior spins: a_max={a_max!r} is not in (0, 1].")
     return table[name], options
 
 

@@ -269,7 +269,9 @@ def _read_hdf5(path: Path, group: str | None) -> tuple[Table, bool]:
     with open_hdf5(path) as file:
         try:
             return _find_table(path, file, group)
-        except (OSError, RuntimeError) as error:
+        except InputError:
+            raise
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{path}: damaged or cut short: {error}.") from error
 
 
@@ -290,7 +292,7 @@ def _find_table(path: Path, file: Any, group: str | None) -> tuple[Table, bool]:
 def _candidates(file: Any) -> dict[str, Any]:
     """The tables of a file, by the name of their waveform."""
     found: dict[str, Any] = {}
-    for name, node in file.items():
+    for name, node in _nodes(file):
         is_group = hasattr(node, "keys")
         if is_group and "posterior_samples" in node:
             found[name] = node["posterior_samples"]
@@ -325,10 +327,15 @@ def _choose(path: Path, candidates: Mapping[str, Any], group: str | None) -> str
     return next(iter(candidates))
 
 
+def _nodes(group: Any) -> list[tuple[str, Any]]:
+    """What is in a group, but for links that lead nowhere."""
+    return [(name, node) for name, node in group.items() if node is not None]
+
+
 def columns_of(node: Any) -> Table:
     """Return the numeric columns of a structured dataset, or of a group with one dataset each."""
     if not hasattr(node, "keys"):
-        if not node.dtype.names:
+        if not node.dtype.names or node.ndim != 1:
             return {}
         rows = node[()]
         return {
@@ -340,9 +347,12 @@ def columns_of(node: Any) -> Table:
         names = [
             n.decode() if isinstance(n, bytes) else str(n) for n in node["parameter_names"][()]
         ]
-        return dict(zip(names, np.asarray(node["samples"][()], float).T, strict=True))
+        samples = np.asarray(node["samples"][()], float)
+        if samples.shape[1:] != (len(names),):
+            raise ValueError(f"samples of shape {samples.shape} for {len(names)} parameter_names")
+        return dict(zip(names, samples.T, strict=True))
     return {
         name: np.asarray(data[()], float)
-        for name, data in node.items()
+        for name, data in _nodes(node)
         if not hasattr(data, "keys") and data.ndim == 1 and data.dtype.kind in "fiu"
     }

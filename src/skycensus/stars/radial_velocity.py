@@ -53,8 +53,10 @@ class Velocities(NamedTuple):
         """The stars with these names, in this order.
 
         Raises:
-            InputError: a name that is not there.
+            InputError: a name that is not there, or no name at all.
         """
+        if not names:
+            raise InputError("stars is an empty list; name some, or leave it out for all of them.")
         for name in names:
             if name not in self.names:
                 raise InputError(f"there is no star '{name}'{did_you_mean(name, self.names)}.")
