@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from skycensus import NUTS, Coarse, CoarseToExact, ImportanceSampler, Nested, Until
-from skycensus.config import as_run, parse_config, read_config, to_toml
+from skycensus.config import as_run, build, parse_config, read_config, to_toml
 from skycensus.config.sampler import make_sampler
 from skycensus.config.schema import SECTIONS, SELECTIONS, described, fits
 from skycensus.errors import InputError
@@ -228,3 +228,13 @@ def test_start_values_of_chains():
 def test_bad_goals_are_named(line, told):
     with pytest.raises(InputError, match=told):
         make_sampler(tomllib.loads(line))
+
+
+def test_output_that_cannot_be_is_told(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('[output]\nnum_prior_draws = -3\nfigure_formats = ["pgn"]\n')
+    with pytest.raises(InputError) as caught:
+        build(read_config(path))
+    told = str(caught.value)
+    assert "num_prior_draws = -3 must be 0 or more" in told
+    assert "'pgn' is none (did you mean 'png'?)" in told

@@ -84,6 +84,8 @@ class HierarchicalModel:
                 "rate='poisson' needs a selection: the expected number of detections is part of "
                 "the likelihood. Give one, or use rate='shape'."
             )
+        if max_variance is not None and not max_variance > 0:
+            raise InputError(f"max_variance = {max_variance} must be positive, or None.")
         needed, optional = hyperparameter_names(population)
         self.prior = prior.resolve(needed, optional)
         self.population = population

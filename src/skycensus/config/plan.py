@@ -22,6 +22,8 @@ from .names import COSMOLOGIES, FAMILIES, load_function, make_population, parame
 from .sampler import make_sampler
 from .schema import Model
 
+_FORMATS = ("png", "pdf", "svg", "jpg", "jpeg", "eps", "ps", "webp", "tif", "tiff")
+
 
 @dataclass
 class Plan:
@@ -72,6 +74,7 @@ def make_plan(config: Config, *more: Callable[[Plan], None]) -> Plan:
     with collecting(plan.problems, f"{plan.name} [sampler]: "):
         plan.sampler = make_sampler(config.raw.get("sampler", {}))
     _plan_truth(plan)
+    _plan_output(plan)
     for check in more:
         check(plan)
     if plan.problems:
@@ -94,6 +97,22 @@ def settings(plan: Plan, provenance: Mapping[str, Any] | None) -> dict[str, Any]
         "figure_formats": tuple(output.figure_formats),
         "provenance": dict(provenance or {}),
     }
+
+
+def _plan_output(plan: Plan) -> None:
+    section = plan.section("output")
+    if section is None:
+        return
+    where = f"{plan.name} [output]: "
+    for name in ("num_prior_draws", "num_marginal_draws", "num_object_draws"):
+        if getattr(section, name) < 0:
+            plan.problems.append(f"{where}{name} = {getattr(section, name)} must be 0 or more.")
+    for ending in section.figure_formats:
+        if ending not in _FORMATS:
+            plan.problems.append(
+                f"{where}figure_formats: '{ending}' is none{did_you_mean(ending, _FORMATS)}; give "
+                f"some of {', '.join(_FORMATS)}."
+            )
 
 
 def _plan_cosmology(plan: Plan) -> None:

@@ -92,6 +92,13 @@ def _plan_orbits(plan: Plan, section: RadialVelocities) -> None:
         plan.problems.append(
             f"{where}periods = {section.periods} must be [shortest, longest] in days."
         )
+    for name in ("oversampling", "max_baselines", "num_candidates"):
+        if not getattr(section, name) > 0:
+            plan.problems.append(f"{where}{name} = {getattr(section, name)} must be positive.")
+    if not 0 < section.max_eccentricity < 1:
+        plan.problems.append(
+            f"{where}max_eccentricity = {section.max_eccentricity} must be between 0 and 1."
+        )
     if "e" in plan.parameters and section.orbit == "circular":
         plan.problems.append(
             f'{where}orbit = "circular", but the population has eccentricities; give "eccentric".'

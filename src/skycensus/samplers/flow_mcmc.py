@@ -23,6 +23,7 @@ from ..weights import kish, log_mean_weight, pareto_k
 from . import Progress, at_point, evaluate, named_draws, require_numbers
 from .flow_chains import Chains, build, local_kernel, require_gradients, whitened
 from .pilot import Pilot, run_pilot
+from .settings import is_count
 from .starts import Start, start_points
 
 # Acceptance that each kind of local step works best at (Roberts & Rosenthal 2001; Beskos et al.
@@ -133,12 +134,12 @@ class FlowMCMC:
         problems = [
             f"{name}={getattr(self, name)!r} must be a whole number, 1 or more"
             for name in _COUNTS
-            if not _is_count(getattr(self, name), 1)
+            if not is_count(getattr(self, name))
         ]
         problems += [
             f"{name}={getattr(self, name)!r} must be a whole number, 0 or more"
             for name in ("chain_batch_size", "num_flow_draws")
-            if not _is_count(getattr(self, name), 0)
+            if not is_count(getattr(self, name), 0)
         ]
         if not problems:
             problems += [
@@ -167,7 +168,7 @@ class FlowMCMC:
             yield f"mass_matrix={self.mass_matrix} must be positive"
         if len(self.spline_range) != 2 or not self.spline_range[0] < self.spline_range[1]:
             yield f"spline_range={self.spline_range} must be two numbers, the lower one first"
-        if not self.hidden_units or not all(_is_count(n, 1) for n in self.hidden_units):
+        if not self.hidden_units or not all(is_count(n, 1) for n in self.hidden_units):
             yield f"hidden_units={self.hidden_units} must be numbers of units, one for each layer"
 
     # ---- the run -----------------------------------------------------------------------------
@@ -426,10 +427,6 @@ def _flow_evidence(target: Target, pilot: Pilot, flow: Any, key: Any, num: int) 
     if not k_hat <= GOALS.k_hat:
         return _Evidence(measures=measures)
     return _Evidence(*log_mean_weight(log_weight), measures)
-
-
-def _is_count(value: Any, lowest: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
 
 
 def _not_a_number(target: Target, x: np.ndarray) -> Problem:

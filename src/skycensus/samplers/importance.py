@@ -18,6 +18,7 @@ from ..result import Result
 from ..weights import kish, log_mean_weight, pareto_smooth
 from . import Progress, evaluate, named_draws, prior_points
 from .laplace import Mode, find_modes
+from .settings import require
 from .student_t import StudentTMixture, fit
 from .tempering import next_temperature
 
@@ -62,6 +63,14 @@ class ImportanceSampler:
     num_components: int = 4
     dof: float = 6.0
     laplace: bool = True
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            counts=("num_adapt", "max_samples", "num_components"),
+            counts_or_none=("max_adapt_steps",),
+            positive=("target_ess", "dof"),
+        )
 
     def run(
         self,

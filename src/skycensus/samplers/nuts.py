@@ -20,6 +20,7 @@ from ..result import Result
 from ..weights import pareto_smooth
 from . import Progress, batch_size, evaluate, named_draws, require_numbers
 from .chains import Chains, Method
+from .settings import require
 from .starts import Start, start_points
 from .warmup import MAX_EARLY_DEPTH, Warmup
 
@@ -64,6 +65,14 @@ class NUTS:
     start: Start = "prior"
     num_start: int = 512
     edges: Literal["auto", "sharp"] = "auto"
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            counts=("num_samples", "num_chains", "thinning", "max_tree_depth", "num_start"),
+            counts_or_none=("num_warmup",),
+            shares=("target_accept_prob",),
+        )
 
     def run(
         self,

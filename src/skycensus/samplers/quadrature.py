@@ -21,6 +21,7 @@ from . import Progress, evaluate, named_draws, prior_points
 from .interpolated import Interpolated
 from .laplace import Mode, climb, find_modes
 from .lattice import Lattice
+from .settings import require
 
 MAX_DIM = 3
 
@@ -63,6 +64,9 @@ class QuadratureSampler:
     num_samples: int = 20_000
     num_start: int = 16
     max_nodes: int = 20_000
+
+    def __post_init__(self) -> None:
+        require(self, counts=("num_samples", "num_start", "max_nodes"), positive=("tolerance",))
 
     def run(self, target: Target, key: Any, *, progress: Progress | None = None) -> Result:
         """Sample `target`; see the class and `skycensus.samplers.Sampler`.
