@@ -213,7 +213,7 @@ def check(config: Path, *arguments: str) -> tuple[int, str]:
 @pytest.fixture(params=["few", pytest.param("many", marks=pytest.mark.slow)])
 def tried(request, sized) -> settings:
     """How much is tried; the same in every run."""
-    many = request.param == "many" and sized(full=500, small=100)
+    many = request.param == "many" and sized(full=500, small=40)
     return settings(
         max_examples=many or 15,
         deadline=None,  # `time_limit` keeps it

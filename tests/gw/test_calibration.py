@@ -223,7 +223,7 @@ def test_true_hyperparameters_have_uniform_ranks(problem, sized):
     Of a hundred catalogues, a bias by 0.75 standard deviations or widths that are wrong by a factor
     of 1.5 are seen in 99 % of cases; of twenty, by 1.0 and 2.0 in 60 and 90 %.
     """
-    num = sized(full=200, small=20)
+    num = sized(full=200, small=10)
     problem_key, key = jax.random.split(jax.random.key(2))
     found = calibrate(simulator(problem(), problem_key), SAMPLER, key, num_catalogues=num)
     print(found)
