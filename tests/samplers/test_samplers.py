@@ -9,15 +9,12 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from contracts import SAMPLERS
+from samplers.targets import gaussian, gaussian_answer
 from scipy.special import gammaln
 
 from skycensus import InputError, Prior, Target
 from skycensus.samplers import ImportanceSampler
 from skycensus.samplers.student_t import fit
-
-SIGMA = np.array([[1.0, 0.6], [0.6, 0.8]])
-MEAN = np.array([0.4, -0.7])
-
 
 # Compiling and training a flow takes a minute: its own tests are the quick ones.
 every_sampler = pytest.mark.parametrize(
@@ -29,30 +26,9 @@ every_sampler = pytest.mark.parametrize(
 )
 
 
-def gaussian_target() -> Target:
-    """Two normal priors of sd 3 and a correlated Gaussian likelihood: everything is known."""
-    precision = jnp.asarray(np.linalg.inv(SIGMA))
-
-    def log_likelihood(h, data):
-        d = jnp.stack([h["a"], h["b"]]) - data
-        return -0.5 * d @ precision @ d
-
-    prior = Prior({"a": dist.Normal(0.0, 3.0), "b": dist.Normal(0.0, 3.0)})
-    return Target(prior, log_likelihood, data=jnp.asarray(MEAN))
-
-
-def gaussian_answer() -> tuple[np.ndarray, np.ndarray, float]:
-    precision = np.linalg.inv(SIGMA) + np.eye(2) / 9.0
-    covariance = np.linalg.inv(precision)
-    mean = covariance @ np.linalg.inv(SIGMA) @ MEAN
-    total = SIGMA + 9.0 * np.eye(2)
-    log_z = 0.5 * np.log(np.linalg.det(SIGMA) / np.linalg.det(total))
-    return mean, covariance, log_z - 0.5 * MEAN @ np.linalg.inv(total) @ MEAN
-
-
 @every_sampler
 def test_gaussian_posterior(sampler):
-    result = sampler.run(gaussian_target(), jax.random.key(3))
+    result = sampler.run(gaussian(), jax.random.key(3))
     mean, covariance, log_z = gaussian_answer()
     summary = result.summary()
     for i, name in enumerate(("a", "b")):
@@ -67,7 +43,7 @@ def test_gaussian_posterior(sampler):
 
 @every_sampler
 def test_the_key_decides(sampler):
-    one, two = (sampler.run(gaussian_target(), jax.random.key(5)) for _ in range(2))
+    one, two = (sampler.run(gaussian(), jax.random.key(5)) for _ in range(2))
     np.testing.assert_array_equal(one.draws["a"], two.draws["a"])
 
 

@@ -144,6 +144,24 @@ class ChannelSpectra:
         return log_table, monotone_slopes(np.log(self.mass), log_table)
 
 
+def on_grid(
+    rows: np.ndarray, first: str, second: str, path: str | Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes of the first two columns of a table, and the others over them, (first, second, other).
+
+    Raises:
+        InputError: rows that are no grid; `first` and `second` say of what.
+    """
+    x, y = np.unique(rows[:, 0]), np.unique(rows[:, 1])
+    if len(rows) != len(x) * len(y):
+        raise InputError(
+            f"{path}: {len(rows)} rows are no grid of {len(x)} {first} and {len(y)} {second}; "
+            "fetch it again."
+        )
+    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+    return x, y, rows[:, 2:].reshape(len(x), len(y), -1)
+
+
 def read_pppc(path: str | Path, channels: Sequence[str] | None = None) -> ChannelSpectra:
     r"""Read `AtProduction_gamma.dat` of PPPC 4 DM ID, with or without electroweak corrections.
 
@@ -168,14 +186,7 @@ def read_pppc(path: str | Path, channels: Sequence[str] | None = None) -> Channe
             f"{path}: a table of PPPC 4 DM ID begins with the columns mDM and Log[10,x], with one "
             f"more for each channel; this one has {header[:3]}... and rows of {rows.shape[1]}."
         )
-    mass, log10_x = np.unique(rows[:, 0]), np.unique(rows[:, 1])
-    if len(rows) != len(mass) * len(log10_x):
-        raise InputError(
-            f"{path}: {len(rows)} rows are no grid of {len(mass)} masses and {len(log10_x)} "
-            "energies; fetch it again."
-        )
-    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
-    table = rows[:, 2:].reshape(len(mass), len(log10_x), -1)
+    mass, log10_x, table = on_grid(rows, "masses", "energies", path)
     names = tuple(_PUBLISHED.get(name, name) for name in header[2:])
     spectra = ChannelSpectra(names, mass * _GEV, log10_x, table)
     return spectra if channels is None else spectra.only(channels)

@@ -184,11 +184,13 @@ class Fold:
         """The transform of what is seen at node j, on a grid of num x num."""
         row, column = _frequencies(num, plane)
         total = np.zeros((num, num // 2 + 1), complex)
-        for b, area in enumerate(np.asarray(self.response.area[j])):
+        # Indexed as NumPy's: JAX would dispatch a program for every slice.
+        areas, weights, sigmas = (
+            np.asarray(x)[j]
+            for x in (self.response.area, self.response.psf_weight, self.response.psf_sigma)
+        )
+        for b, (area, weight, sigma) in enumerate(zip(areas, weights, sigmas, strict=True)):
             if area > 0:
-                weight, sigma = (
-                    np.asarray(x[j, b]) for x in (self.response.psf_weight, self.response.psf_sigma)
-                )
                 # A sum of Gaussians in both directions is a product of matrices.
                 along = area * weight * np.exp(-0.5 * (row[:, None] * sigma) ** 2)
                 across = np.exp(-0.5 * (column[:, None] * sigma) ** 2)

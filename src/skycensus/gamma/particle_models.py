@@ -22,7 +22,7 @@ from jax import Array
 
 from ..density import Mixture, Population
 from ..errors import InputError
-from .annihilation import Annihilation, ChannelSpectra, log_amplitude
+from .annihilation import Annihilation, ChannelSpectra, log_amplitude, on_grid
 from .interpolation import monotone_cubic, monotone_surface
 
 _GEV = 1e-3
@@ -142,14 +142,7 @@ def read_singlet_ratios(path: str | Path) -> SingletRatios:
             f"{path}: expected the columns 'mS [GeV]', 'lahS' and final states among "
             f"{', '.join(_SINGLET_STATES)}; got {header}."
         )
-    mass, coupling = np.unique(rows[:, 0]), np.unique(rows[:, 1])
-    if len(rows) != len(mass) * len(coupling):
-        raise InputError(
-            f"{path}: {len(rows)} rows are no grid of {len(mass)} masses and {len(coupling)} "
-            "couplings; fetch it again."
-        )
-    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
-    partial = rows[:, 2:].reshape(len(mass), len(coupling), -1)
+    mass, coupling, partial = on_grid(rows, "masses", "couplings", path)
     total = partial.sum(axis=-1)
     channels = tuple(dict.fromkeys(c for state in header[2:] for c in _SINGLET_STATES[state]))
     shares = np.zeros((*total.shape, len(channels)))
