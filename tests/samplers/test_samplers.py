@@ -128,6 +128,21 @@ def test_importance_sampler_finds_two_modes():
     assert abs(result.log_evidence + np.log(20.0)) < 4 * result.log_evidence_error
 
 
+@pytest.mark.parametrize("seed", [1, 5, 6])
+def test_importance_sampler_mends_a_proposal_with_tails_too_thin(seed):
+    """A funnel: with these keys the first final stage ends with k-hat above 0.7."""
+
+    def log_likelihood(h, data):
+        width = jnp.exp(0.9 * h["a"])
+        return dist.Normal(0.0, 1.0).log_prob(h["a"]) + dist.Normal(0.0, width).log_prob(h["b"])
+
+    prior = Prior({"a": dist.Uniform(-8.0, 8.0), "b": dist.Uniform(-900.0, 900.0)})
+    sampler = ImportanceSampler(target_ess=4000, num_adapt=500)
+    result = sampler.run(Target(prior, log_likelihood), jax.random.key(seed))
+    assert result.status.converged and result.measures["k_hat"] < 0.7
+    assert abs(result.log_evidence + np.log(16.0 * 1800.0)) < 4 * result.log_evidence_error
+
+
 def test_student_t_mixture_is_a_density_and_fits():
     rng = np.random.default_rng(2)
     x = np.concatenate([rng.normal(-3, 1, (400, 2)), rng.normal(3, 0.5, (600, 2))])

@@ -26,6 +26,8 @@ from .tempering import next_temperature
 _NUM_TRIALS = 500
 # Draws at once at most: the time is looked at between them.
 _MOST_AT_ONCE = 4000
+# Times that the final stage is drawn at most, while its weights have too heavy a tail.
+_MOST_ROUNDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,9 @@ class ImportanceSampler:
     $$\hat Z = \frac1S \sum_s w_s,\qquad w_s = \frac{\pi(x_s) L(x_s)}{q(x_s)},\qquad
       \operatorname{sd}(\ln \hat Z) = \sqrt{1/n_\mathrm{eff} - 1/S}.$$
 
-    The weights are Pareto-smoothed, and their tail shape $\hat k$ decides on convergence. It needs
-    no gradient and does not mind jumps of the likelihood (where it does not trust a curvature and
+    The weights are Pareto-smoothed, and their tail shape $\hat k$ decides on convergence; where it
+    is too heavy, the proposal is fitted to these draws and the stage begins anew. It needs no
+    gradient and does not mind jumps of the likelihood (where it does not trust a curvature and
     starts from the prior): the quickest road up to about ten parameters. (Cappé et al. 2008,
     arXiv:0710.4242; Cornuet et al. 2012, arXiv:0907.1254; Vehtari et al. 2024, JMLR 25(72).)
 
@@ -50,7 +53,7 @@ class ImportanceSampler:
         target_ess: stop when the weighted draws are worth this many.
         num_adapt: draws per adaptation step.
         max_adapt_steps: adaptation steps at most.
-        max_samples: evaluations at most in the final stage.
+        max_samples: evaluations at most each time that the final stage is drawn.
         num_components: components of the proposal at most.
         dof: degrees of freedom of the Student-t's; smaller means heavier tails.
         laplace: start at the mode; else from the prior always.
@@ -90,9 +93,15 @@ class ImportanceSampler:
         rng = generator(seed_key)
         in_time = _in_time(checkpoint)
         proposal, used = self._propose(target, prior_key, rng, progress, in_time)
-        x, log_weight, log_likelihood = self._draw(target, proposal, rng, progress, in_time)
+        for more_rounds in reversed(range(_MOST_ROUNDS)):
+            x, log_weight, log_likelihood = self._draw(target, proposal, rng, progress, in_time)
+            used += len(x)
+            smoothed, k_hat = pareto_smooth(log_weight)
+            if k_hat <= GOALS.k_hat or not more_rounds or not in_time():
+                break
+            # So many draws know tails that the few of the adaptation had not seen.
+            proposal = self._fit(rng, x, log_weight)
         log_evidence, error = log_mean_weight(log_weight)
-        smoothed, k_hat = pareto_smooth(log_weight)
         draws = named_draws(target, x[None])
         return Result(
             draws,
@@ -110,7 +119,7 @@ class ImportanceSampler:
             measures={
                 "k_hat": k_hat,
                 "n_eff": kish(log_weight),
-                "num_likelihoods": used + len(x),
+                "num_likelihoods": used,
                 "num_components": len(proposal.weight),
             },
         )
