@@ -15,6 +15,7 @@ for script in (
     "nested.py",
     "coarse.py",
     "nuts.py",
+    "photons.py",
 ):
     print(f"== {script}", flush=True)
     subprocess.run([sys.executable, str(Path(__file__).parent / script)], check=False)

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
 from skycensus import (
     NUTS,
+    BoostedNested,
     CoarseToExact,
     Dynesty,
     FlowMCMC,
     Grid,
     ImportanceSampler,
     Joint,
+    LearnedProposal,
     Mixture,
     Nested,
     PowerLaw,
@@ -25,6 +28,7 @@ from skycensus import (
     Target,
 )
 from skycensus.density import Density
+from skycensus.estimators import LearnedDensity, fit_density
 from skycensus.gamma import spectra
 from skycensus.gamma.annihilation import Annihilation, ChannelSpectra
 from skycensus.likelihood import Gaussian, LinearGrid, Quadrature
@@ -254,5 +258,39 @@ SAMPLERS: dict[str, Any] = {
     "quadrature": QuadratureSampler(),
     "nested": Nested(num_live=300),
     "dynesty": Dynesty(num_live=150),
+    "boosted nested": BoostedNested(first=Nested(num_live=100)),
+    "learned proposal": LearnedProposal(first=Nested(num_live=100)),
     "coarse to exact": CoarseToExact(ImportanceSampler(num_adapt=500), _flatter, target_ess=1500),
 }
+
+
+# ---- kinds of learned density: settings small enough for a test ----------------------------------
+
+_TINY: dict[str, Any] = {"layers": 2, "width": 8, "max_epochs": 10, "num_members": 2}
+
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "gaussian": {},
+    "mixture": {"num_components": 2, "num_starts": 1},
+    "cut": {},
+    "triangular": {},
+    "kde": {},
+    "maf": _TINY,
+    "maf_spline": _TINY,
+    "spline": _TINY,
+    "realnvp": _TINY,
+    "piecewise": {"num_pieces": 2, "piece": "gaussian"},
+    "product": {"blocks": [["x"], ["y"]]},
+    "auto": {"kinds": ["gaussian", "kde"]},
+}
+
+
+def learned(kind: str) -> LearnedDensity:
+    """A density of this kind, learned from a few draws with one bounded parameter."""
+    rng = np.random.default_rng(3)
+    x = rng.beta(1.5, 2.5, 400)
+    draws = {"x": x, "y": rng.normal(5.0, 2.0, 400)}
+    support = {"x": (0.0, 1.0)}
+    settings = ESTIMATORS[kind]
+    return fit_density(
+        jax.random.key(4), draws, kind=kind, support=support, report=False, **settings
+    )

@@ -35,6 +35,7 @@ CORE = {
     "latents",
     "likelihood",
     "model",
+    "nuisance_free",
     "numpyro_target",
     "objects",
     "precision",

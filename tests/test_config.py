@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from skycensus import NUTS, Coarse, CoarseToExact, ImportanceSampler, Nested, Until
+from skycensus import (
+    NUTS,
+    BoostedNested,
+    Coarse,
+    CoarseToExact,
+    ImportanceSampler,
+    LearnedProposal,
+    Nested,
+    Until,
+)
 from skycensus.config import as_run, build, parse_config, read_config, to_toml
 from skycensus.config.sampler import make_sampler
 from skycensus.config.schema import SECTIONS, SELECTIONS, described, fits
@@ -202,6 +211,17 @@ def test_goals_and_coarse_versions_go_with_any_kind():
     assert both == Until(inner, time_limit=9.5)
 
 
+def test_samplers_within_samplers():
+    boosted = sampler_of(
+        "kind = 'boosted_nested'\nsampler = {kind = 'nested', num_live = 300}\nprior_share = 0.2"
+    )
+    assert boosted == BoostedNested(sampler=Nested(num_live=300), prior_share=0.2)
+    learned = sampler_of(
+        "kind = 'learned_proposal'\nfirst = {kind = 'nuts'}\ncheap = {draws = 50}\ntarget_ess = 9"
+    )
+    assert learned == LearnedProposal(first=NUTS(), cheap=Coarse(draws=50), target_ess=9.0)
+
+
 def test_start_values_of_chains():
     for kind in ("nuts", "flow_mcmc"):
         assert sampler_of(f"kind = '{kind}'\nstart = 'mode'").start == "mode"
@@ -223,6 +243,14 @@ def test_start_values_of_chains():
         ("coarse = {drws = 500}", "coarse: there is no key 'drws' .*did you mean 'draws'"),
         ("coarse = {}", "nothing is coarser"),
         ("coarse = {draws = 0}", "draws = 0 must be at least 1"),
+        ("kind = 'boosted_nested'\nsampler = {kind = 'nuts'}", "is nested or dynesty, not NUTS"),
+        ("kind = 'boosted_nested'\nfirst = 'nested'", "first = 'nested' is not a table"),
+        ("kind = 'boosted_nested'\nfirst = {kind = 'nsted'}", "first: .*did you mean 'nested'"),
+        (
+            "kind = 'learned_proposal'\ncheap = {drws = 1}",
+            "cheap: there is no key 'drws' .*did you mean 'draws'",
+        ),
+        ("kind = 'learned_proposal'\nprior_share = 2.0", "prior_share = 2.0 must be between 0"),
     ],
 )
 def test_bad_goals_are_named(line, told):

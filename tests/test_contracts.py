@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
 import scipy.stats
-from contracts import DENSITIES, LIKELIHOODS, SIGMA
+from contracts import DENSITIES, ESTIMATORS, LIKELIHOODS, SIGMA, learned
 
 from skycensus import InputError, Joint, LogMarginal
 from skycensus.density import Density, Mixture, log_total
 from skycensus.density import log_terms as split
+from skycensus.estimators import load_density
 
 density_cases = pytest.mark.parametrize("case", DENSITIES.values(), ids=list(DENSITIES))
 likelihood_cases = pytest.mark.parametrize("case", LIKELIHOODS.values(), ids=list(LIKELIHOODS))
@@ -166,3 +169,84 @@ def test_a_density_that_is_nan_is_not_hidden(case):
     result = case.make(AT).log_marginal(broken)
     assert isinstance(result, LogMarginal)
     assert bool(jnp.all(jnp.isnan(result.value)))
+
+
+# ---- densities learned from draws ----------------------------------------------------------------
+
+# Those that share their code with others of the table, or are made of them.
+_SLOW = ("maf_spline", "realnvp", "piecewise", "product", "auto")
+estimator_cases = pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow if k in _SLOW else ()) for k in ESTIMATORS]
+)
+fitted = functools.cache(learned)
+
+
+def grid_of(density, num=160):
+    """Midpoints of cells, closer near the ends of x, in 12 standard deviations of y; their mass."""
+    middle = (np.arange(num) + 0.5) / num
+    y = 24.0 * (np.arange(2 * num) + 0.5) / (2 * num) - 7.0
+    x, width = np.sin(0.5 * np.pi * middle) ** 2, 0.5 * np.pi * np.sin(np.pi * middle) / num
+    grid = dict(zip("xy", np.meshgrid(x, y, indexing="ij"), strict=True))
+    value = np.asarray(density.log_prob({n: jnp.asarray(g) for n, g in grid.items()}))
+    return grid, np.exp(value) * width[:, None] * 24.0 / (2 * num)
+
+
+@estimator_cases
+def test_learned_density_is_normalised_and_its_draws_follow_it(kind):
+    density = fitted(kind)
+    assert isinstance(density, Density)
+    assert density.names == ("x", "y")
+    grid, mass = grid_of(density)
+    np.testing.assert_allclose(mass.sum(), 1.0, atol=1e-3)
+    draws = density.sample(jax.random.key(5), (4000,))
+    for what in (lambda t: t["x"], lambda t: t["y"], lambda t: t["x"] * t["y"]):
+        drawn = np.asarray(what(draws))
+        error = drawn.std() / np.sqrt(len(drawn))
+        np.testing.assert_allclose(drawn.mean(), np.sum(mass * what(grid)), atol=5 * error)
+        wide = (mass * what(grid) ** 2).sum() - (mass * what(grid)).sum() ** 2
+        np.testing.assert_allclose(drawn.std(), np.sqrt(wide), rtol=0.12)
+
+
+@estimator_cases
+def test_learned_points_do_not_depend_on_those_beside_them(kind):
+    density = fitted(kind)
+    u = jax.random.uniform(jax.random.key(6), (6, 2), float)
+    theta = density.from_unit_cube(u)
+    log_prob = density.log_prob(theta)
+    assert np.isfinite(log_prob).all()
+    # Three of them, in another order and among others.
+    order = jnp.array([5, 0, 3])
+    others = jnp.concatenate([u[order], 1.0 - u[order]])
+    for name, value in density.from_unit_cube(others).items():
+        np.testing.assert_allclose(value[:3], theta[name][order], rtol=1e-9)
+    mixed = {n: jnp.concatenate([v[order], v[order] * 0.9]) for n, v in theta.items()}
+    np.testing.assert_allclose(density.log_prob(mixed)[:3], log_prob[order], rtol=1e-9)
+
+
+@estimator_cases
+def test_learned_density_at_the_edge_and_beyond(kind):
+    density = fitted(kind)
+    ends = np.array([0.0, 1.0, 0.0, 1e-14, 0.5, 0.5]), np.array([5.0, 5.0, -1e3, 5.0, 1e9, -1e300])
+    theta = dict(zip("xy", map(jnp.asarray, ends), strict=True))
+    assert np.isfinite(density.log_prob(theta)).all()
+    slopes = jax.grad(lambda t: density.log_prob(t).sum())
+    assert all(np.isfinite(s).all() for s in slopes(theta).values())
+    x, y = [-0.1, 1.1, 0.5, 0.5, -1e9, 2.0], [5.0, 5.0, jnp.inf, -jnp.inf, 5.0, 0.0]
+    outside = {"x": jnp.array(x), "y": jnp.array(y)}
+    np.testing.assert_array_equal(density.log_prob(outside), -np.inf)
+    assert all(np.isfinite(s).all() for s in slopes(outside).values())
+    unknown = {"x": jnp.full(6, jnp.nan), "y": jnp.full(6, 5.0)}
+    assert np.isnan(density.log_prob(unknown)).all()
+
+
+@estimator_cases
+def test_learned_density_comes_back_from_its_file(kind, tmp_path):
+    density = fitted(kind)
+    again = load_density(density.save(tmp_path / "a.skc"))
+    u = jax.random.uniform(jax.random.key(7), (6, 2), float)
+    theta = density.from_unit_cube(u)
+    np.testing.assert_array_equal(again.log_prob(theta), density.log_prob(theta))
+    for name, value in again.from_unit_cube(u).items():
+        np.testing.assert_array_equal(value, theta[name])
+    again.save(tmp_path / "b.skc")
+    assert (tmp_path / "a.skc").read_bytes() == (tmp_path / "b.skc").read_bytes()

@@ -110,7 +110,7 @@ def test_tables_have_no_noise_and_a_covariance_may_be_unknown():
     x = np.linspace(-8.0, 9.0, 300)
     table = Grid({"x": x}, stats.norm.logpdf(MEASURED[:, None], x, 0.5), np.log(x[1] - x[0]))
     exact = HierarchicalModel(Prior(PRIOR), shape_only, table, rate="shape")
-    assert precision_of(exact) == Precision(0.0, 0.0, 0.0)
+    assert precision_of(exact)[:3] == (0.0, 0.0, 0.0)
     model = HierarchicalModel(Prior(PRIOR), shape_only, table, selection=Unknown(), rate="shape")
     precision = precision_of(model)
     assert precision.difference is None and precision.mean == pytest.approx(25 * 0.3)
@@ -137,3 +137,28 @@ def test_a_limit_that_the_user_has_set_is_kept_or_a_problem():
     assert kinds(Precision(1.4, 3.0, 0.5), limit=1.5) == ([], [])
     (problem,), notes = kinds(Precision(1.6, 3.0, 0.5), limit=1.5)
     assert "log L is 1.6 (goal 1.5 at most)" in problem and notes == []
+
+
+def test_a_posterior_that_the_noise_has_moved_is_a_problem():
+    """Variance that falls with a hyperparameter pulls it upwards: by half the slope times sd^2."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(2.0, 0.3, 4000)
+    at = {
+        "log_likelihood_variance": np.zeros(4000),
+        "value": np.zeros((4000, 1)),
+        "variance": (9.0 - 4.0 * (x - 2.0))[:, None],
+    }
+    grid = np.linspace(-3.0, 3.0, 50)
+    model = HierarchicalModel(
+        Prior({"mu": dist.Normal(0.0, 2.0)}),
+        lambda h: Joint(x=dist.Normal(h["mu"], 1.0)),
+        Grid({"x": grid}, np.zeros((1, 50)), np.zeros(50)),
+        rate="shape",
+    )
+    found = likelihood_precision(model, {"mu": x}, np.ones(4000), at)
+    # exp(-2 x) moves a normal distribution by -2 sd^2, here -0.6 sd.
+    assert found.bias["mu"] == pytest.approx(-0.6, abs=0.05)
+    problems, _ = precision_findings(found._replace(mean=0.1, difference=0.1))
+    assert [p.kind for p in problems] == ["monte_carlo_variance"]
+    assert "moves 'mu' by 0." in problems[0].message
+    assert not precision_findings(Precision(0.1, 0.2, 0.1, {"mu": 0.3}))[0]

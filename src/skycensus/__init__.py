@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 # Imported on first use: `skycensus --help` must not wait for JAX.
 _HOMES = {
+    "BoostedNested": "samplers",
     "Coarse": "samplers",
     "CoarseToExact": "samplers",
     "Dynesty": "samplers",
@@ -21,11 +22,15 @@ _HOMES = {
     "Joint": "density",
     "Latent": "likelihood",
     "Leafwise": "likelihood",
+    "LearnedProposal": "samplers",
+    "LearnedDensity": "estimators",
     "LinearGrid": "likelihood",
     "LogMarginal": "likelihood",
     "Mixture": "density",
     "NUTS": "samplers",
     "Nested": "samplers",
+    "NuisanceFree": "nuisance_free",
+    "Periodic": "estimators",
     "PowerLaw": "distributions",
     "Prior": "prior",
     "Quadrature": "likelihood",
@@ -36,6 +41,10 @@ _HOMES = {
     "Target": "model",
     "Until": "samplers",
     "calibrate": "calibration",
+    "fit_density": "estimators",
+    "joint_analysis": "nuisance_free",
+    "learned_samples": "likelihood",
+    "load_density": "estimators",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -17,6 +17,7 @@ import numpy as np
 
 from .blocks import in_blocks
 from .checkpoint import Checkpoint
+from .likelihood import Leafwise
 from .likelihood.latent import Latent
 from .model import HierarchicalModel, Target
 from .precision import likelihood_precision, precision_findings
@@ -183,7 +184,8 @@ def _derived(
     def one(free: Mapping[str, Any]) -> dict[str, Any]:
         complete = model.prior.complete(free)
         out = {name: complete[name] for name in model.prior.same_as}
-        if model.rate == "poisson":
+        # Leaves with forms of their own need not be rates of the same thing.
+        if model.rate == "poisson" and not isinstance(model.likelihood, Leafwise):
             density = model.population(complete)
             if hasattr(density, "log_total"):
                 out["total_rate"] = jnp.exp(density.log_total)

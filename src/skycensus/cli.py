@@ -135,6 +135,25 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="of the randomness (0)")
     train.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
+    fit = add("fit", _fit, "learn a density from the draws of a chain file")
+    fit.add_argument("chains", metavar="CHAINS", help="a file of draws, or the root of chains")
+    fit.add_argument("--out", required=True, metavar="FILE", help="the density's file (.skc)")
+    fit.add_argument("--columns", metavar="A,B,C", help="parameters (all that are not derived)")
+    fit.add_argument("--weights", metavar="COLUMN", help="column of the draws' weights")
+    fit.add_argument("--log-weights", metavar="COLUMN", help="column of their natural logarithms")
+    fit.add_argument(
+        "--support",
+        action="append",
+        default=[],
+        metavar="NAME=LOW:HIGH",
+        help="bounds of a parameter's prior; LOW: or :HIGH for one, LOW:HIGH:periodic for an "
+        "angle; may be repeated",
+    )
+    fit.add_argument("--kind", default="auto", help="kind of density (auto)")
+    fit.add_argument("--figure", metavar="FILE", help="draw draws and density there")
+    fit.add_argument("--seed", type=int, default=1, help="of the randomness (1)")
+    fit.add_argument("--overwrite", action="store_true", help="replace existing files")
+
     data = add("data", _data, "fetch a named public data set, or list them")
     data.add_argument("name", metavar="NAME", nargs="?", help="the data set; none lists them")
     data.add_argument("--from", dest="file", metavar="FILE", help="a file fetched by other means")
@@ -222,10 +241,12 @@ def describe(inference: Any) -> str:
 
     model = inference.model
     prior = model.prior
-    lines = [f"{len(model.likelihood.names)} objects over {', '.join(model.likelihood.parameters)}"]
+    # Leaves with forms of their own may have different parameters.
+    over = ", ".join(getattr(model.likelihood, "parameters", ()))
+    lines = [f"{len(model.likelihood.names)} objects" + (f" over {over}" if over else "")]
     if inference.dropped:
         lines.append(f"left out for too few effective draws: {', '.join(inference.dropped)}")
-    if model.selection is not None:
+    if hasattr(model.selection, "num_draws"):
         lines.append(f"selection by {int(model.selection.num_draws[0])} draws")
     lines += [f"  {name} ~ {_shown(d)}" for name, d in prior.free.items()]
     lines += [f"  {name} = {value:g}" for name, value in prior.fixed.items()]
@@ -269,14 +290,11 @@ def _simulate(options: Any, command: str) -> int:
         raise InputError("give the folder of the catalogue with --out DIR.")
     config = read_config(options.config, options.set)
     start_jax(config.raw)
-    from .config.simulate import simulate
+    from .config import simulate_data
 
     del command
-    catalogue = simulate(config, options.out, overwrite=options.overwrite)
-    print(
-        f"{len(catalogue.events)} events found of {catalogue.num_mergers} mergers, written to "
-        f"{os.path.abspath(options.out)}"
-    )
+    made = simulate_data(config, options.out, overwrite=options.overwrite)
+    print(f"{made}, written to {os.path.abspath(options.out)}")
     return 0
 
 
@@ -291,6 +309,21 @@ def _train(options: Any, command: str) -> int:
         f"{len(done.rms_by_epoch)} passes; written to {os.path.abspath(options.out)}"
     )
     return 0
+
+
+def _fit(options: Any, command: str) -> int:
+    start_jax({})
+    from .config.densities import fit
+
+    with progress_reporter() as progress:
+        density = fit(options, command, progress)
+    print(f"{density.kind} over {', '.join(density.names)}")
+    for name, (low, high) in density.bounds.items():
+        if (low, high) != (-float("inf"), float("inf")):
+            print(f"  {name} between {low:g} and {high:g}")
+    print(density.report)
+    print(f"written to {os.path.abspath(options.out)}")
+    return density.report.status.exit_code
 
 
 def _data(options: Any, command: str) -> int:

@@ -12,7 +12,7 @@ from . import plots
 from .density import Population
 from .gw import rates
 from .informed import InformedObjects, informed_objects, observed_predictive
-from .likelihood import Samples
+from .likelihood import Leafwise, Samples
 from .model import HierarchicalModel
 from .objects import ObjectPosteriors
 from .plots import Figure
@@ -102,8 +102,9 @@ def standard_figures(
         return figures
     hyper = hyperparameter_draws(result, num_draws, key=draw_key, prior=model.prior)
     truth = _truth(model, result)
-    # A population that depends on known columns of the objects is another one for each of them.
-    if not getattr(model.likelihood, "given", None):
+    # A population that depends on known columns of the objects is another one for each of them, and
+    # leaves with forms of their own need not be densities over the same parameters.
+    if not getattr(model.likelihood, "given", None) and not isinstance(model.likelihood, Leafwise):
         figures |= population_figures(
             model.population,
             hyper,

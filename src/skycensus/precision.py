@@ -16,11 +16,18 @@ $$\operatorname{cov}[\ln\hat m_i(\Lambda), \ln\hat m_i(\Lambda')] =
   \sum_j u_{ij}(\Lambda)\,u_{ij}(\Lambda') - \frac1{N_i},$$
 
 so that the second average takes no pairs of points: it is that of the averaged shares.
+
+The logarithm of a noisy sum is too small as well, by half its variance to first order: $\ln\hat L$
+by $\frac12 \sum_i \operatorname{var}\ln\hat m_i$, and with a rate of "shape" too large by $\frac N2
+\operatorname{var}\ln\hat m_\det$ (the selection of a Poisson rate enters without a logarithm). Where
+that changes over the posterior it pulls the posterior away from populations that the draws hardly
+resolve; weighting its draws by the inverse shows how far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -36,6 +43,9 @@ LARGEST = 1.0
 or is worth a note; see `precision_findings`."""
 
 
+LARGEST_BIAS = 0.5
+"""A larger shift of a mean, in standard deviations, by the bias of the logarithms fails."""
+
 # Points at which differences are looked at: enough for an average over pairs of them.
 _MOST_POINTS = 64
 
@@ -48,11 +58,14 @@ class Precision(NamedTuple):
         largest: the largest at any of the points.
         difference: $V$; None where the noise of objects or selection at two points has a covariance
             that is not known, or where there are no two points.
+        bias: by how many standard deviations the mean of each hyperparameter would move, were the
+            logarithms of sums not too small by half their variances.
     """
 
     mean: float
     largest: float
     difference: float | None
+    bias: Mapping[str, float] = MappingProxyType({})
 
 
 def likelihood_precision(
@@ -74,13 +87,17 @@ def likelihood_precision(
     variance = at["log_likelihood_variance"]
     largest = float(variance[used].max())
     mean = float(np.average(variance[used], weights=weight[used]))
+    lacking = 0.5 * at["variance"][used].sum(axis=-1)
+    if model.selection is not None and model.rate == "shape":
+        lacking = lacking - 0.5 * len(model.likelihood.names) * at["detected_variance"][used]
+    bias = _bias({name: x[used] for name, x in free.items()}, weight[used], lacking)
     if len(used) > _MOST_POINTS:
         used = used[np.linspace(0, len(used) - 1, _MOST_POINTS).round().astype(int)]
     share = weight[used] / weight[used].sum()
     # The share of pairs of different points among all pairs.
     pairs = 1.0 - float(np.sum(share**2))
     if pairs <= 0 or not np.isfinite(mean):
-        return Precision(mean, largest, None)
+        return Precision(mean, largest, None, bias)
     hyper = model.prior.complete({name: jnp.asarray(x[used]) for name, x in free.items()})
     points = {name: jnp.broadcast_to(x, share.shape) for name, x in hyper.items()}
     known = _Marginals(at["value"][used], at["variance"][used], share[:, None])
@@ -93,8 +110,26 @@ def likelihood_precision(
         more = _shared(model, model.selection, points, known)
         shared = None if more is None else shared + more
     if shared is None:
-        return Precision(mean, largest, None)
-    return Precision(mean, largest, (float(share @ variance[used]) - shared) / pairs)
+        return Precision(mean, largest, None, bias)
+    return Precision(mean, largest, (float(share @ variance[used]) - shared) / pairs, bias)
+
+
+def _bias(
+    free: Mapping[str, np.ndarray], weight: np.ndarray, lacking: np.ndarray
+) -> dict[str, float]:
+    """By how many standard deviations means move when log L gets back what it lacks."""
+    if not np.isfinite(lacking).all():
+        return {}
+    before = weight / weight.sum()
+    after = before * np.exp(lacking - lacking.max())
+    after /= after.sum()
+    out = {}
+    for name, x in free.items():
+        mean = before @ x
+        sd = np.sqrt(before @ (x - mean) ** 2)
+        if sd > 0:
+            out[name] = float((after @ x - mean) / sd)
+    return out
 
 
 class _Marginals(NamedTuple):
@@ -137,6 +172,10 @@ def precision_findings(
     if difference is not None and difference > LARGEST:
         found = f"the Monte Carlo variance of differences of log L is {difference:.3g}"
         problems.append(_finding(f"{found} over the posterior", LARGEST))
+    name, shift = max(precision.bias.items(), key=lambda one: abs(one[1]), default=("", 0.0))
+    if abs(shift) > LARGEST_BIAS:
+        found = f"the Monte Carlo noise of log L moves '{name}' by {-shift:.2g} sd"
+        problems.append(_finding(found, LARGEST_BIAS))
     most = limit or LARGEST
     if mean > most:
         finding = _finding(f"the mean Monte Carlo variance of log L is {mean:.3g}", most)

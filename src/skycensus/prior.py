@@ -31,6 +31,7 @@ class Prior:
     * one over a vector, whose key is the names of its components joined by commas, `"w_a, w_b":
       {"dist": "Dirichlet", "concentration": [1, 1]}`: free together. A density on the simplex is
       one in all components but the last, which follows from them;
+    * a density over exactly the names of the key, such as one learned from draws: free together;
     * a number: fixed;
     * the name of another hyperparameter (or `{"same_as": name}`): equal to it.
 
@@ -89,6 +90,8 @@ class Prior:
                 raise InputError(
                     f"prior '{name}': same_as={entry!r} is not the name of a parameter."
                 )
+        if hasattr(entry, "as_distribution"):
+            entry = _named(name, entry)
         if isinstance(entry, dist.Distribution):
             self.free[name] = _check(name, type(entry).__name__, entry)
         elif isinstance(entry, Mapping):
@@ -109,6 +112,16 @@ class Prior:
             raise InputError(f"prior '{name}': the fixed value {entry} is not finite.")
         else:
             self.fixed[name] = float(entry)
+
+    def entries(self) -> dict[str, Any]:
+        """What `Prior(entries)` makes the same prior of, in the types of JSON.
+
+        Raises:
+            InputError: a distribution that is not described by its arguments (a truncated or a
+                learned one).
+        """
+        out: dict[str, Any] = {key: _described(key, d) for key, d in self.free.items()}
+        return out | self.fixed | self.same_as
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -192,7 +205,7 @@ class Prior:
             }
         )
 
-    def log_prob(self, free: Mapping[str, Array]) -> Array:
+    def log_prob(self, free: Mapping[str, Any]) -> Array:
         """Log density of the free hyperparameters."""
         if not self.free:
             return jnp.zeros(())
@@ -202,7 +215,7 @@ class Prior:
         for key, x in vectors.items():
             d = self.free[key]
             inside = d.support(x)
-            within = jnp.where(inside[..., None], x, d.mean)
+            within = jnp.where(inside[..., None], x, d.support.feasible_like(x))
             total = total + jnp.where(inside, d.log_prob(within), -jnp.inf)
         return total
 
@@ -228,6 +241,28 @@ class Prior:
         pairs = zip(self.free.items(), parts, strict=True)
         return self.split({key: from_unit_cube(key, d, part) for (key, d), part in pairs})
 
+    def marginal(self, names: Iterable[str]) -> Prior:
+        """The prior of some of the free hyperparameters alone.
+
+        Raises:
+            InputError: a name that is not free, or one of several that are free together.
+        """
+        names = list(names)
+        for name in names:
+            if name not in self.names:
+                raise InputError(
+                    f"the prior has no free parameter '{name}'{did_you_mean(name, self.names)}; it "
+                    f"has {list(self.names)}."
+                )
+        for key in self.free:
+            missing = [name for name in components(key) if name not in names]
+            if 0 < len(missing) < len(components(key)):
+                raise InputError(
+                    f"prior '{key}' is joint: {missing} cannot be left out by a formula; learn the "
+                    "marginal prior from draws (fit_density of prior.sample)."
+                )
+        return Prior({key: d for key, d in self.free.items() if components(key)[0] in names})
+
     def complete(self, free: Mapping[str, Any]) -> dict[str, Any]:
         """Add the fixed and the tied hyperparameters to the free ones."""
         values = {name: free[name] for name in self.names} | dict(self.fixed)
@@ -247,7 +282,9 @@ class Prior:
             support = getattr(support, "base_constraint", support)
             low = getattr(support, "lower_bound", -math.inf)
             high = getattr(support, "upper_bound", math.inf)
-            out |= {name: (float(low), float(high)) for name in components(key)}
+            names = components(key)
+            ends = np.broadcast_to(low, len(names)), np.broadcast_to(high, len(names))
+            out |= {n: (float(a), float(b)) for n, a, b in zip(names, *ends, strict=True)}
         return out
 
 
@@ -267,6 +304,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if repeated := sorted({k for k in keys if keys.count(k) > 1}):
         raise ValueError(f"repeated keys {repeated}")
     return dict(pairs)
+
+
+def _named(name: str, density: Any) -> dist.Distribution:
+    """A density as a distribution over the names of its key."""
+    try:
+        return density.as_distribution(components(name))
+    except InputError as error:
+        raise InputError(f"prior '{name}': {error}") from None
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -337,6 +382,23 @@ def _distribution(name: str, entry: Mapping[str, Any]) -> dist.Distribution:
     return _check(name, kind, made)
 
 
+def _described(name: str, d: dist.Distribution) -> dict[str, Any]:
+    """The inverse of `_distribution`."""
+    kind = type(d).__name__
+    arguments = {n: getattr(d, n, None) for n in d.arg_constraints}
+    described: dict[str, Any] = {"dist": kind} | {
+        n: np.asarray(x, float).tolist() for n, x in arguments.items() if x is not None
+    }
+    try:
+        _distribution(name, described)
+    except InputError:
+        raise InputError(
+            f"prior '{name}': {kind} cannot be written as JSON; give a distribution that is known "
+            "by its arguments, or a density learned from its draws."
+        ) from None
+    return described
+
+
 def _argument(name: str, argument: str, value: Any) -> Any:
     """A number as it came, nested lists of numbers (for a distribution over a vector) as an array.
 
@@ -398,7 +460,7 @@ def _check(name: str, kind: str, made: dist.Distribution) -> dist.Distribution:
 
 
 def _check_order(name: str, low: Any, high: Any) -> None:
-    if low is not None and high is not None and not low < high:
+    if low is not None and high is not None and not np.all(np.asarray(low) < np.asarray(high)):
         raise InputError(
             f"prior '{name}': low={low} is not below high={high}; swap them or give a single "
             "number."

@@ -39,12 +39,22 @@ REMEDIES: Mapping[str, str] = MappingProxyType(
         "time_limit": "raise it for more draws",
         "coarse": "a finer version needs fewer likelihoods of the exact one, a coarser one costs "
         "less itself",
+        "extrapolated": "its learned likelihood is hardly more than a guess there, and the "
+        "experiments disagree: draw more of its posterior, or sample the full joint likelihood",
+        "learned": "a longer first run, or another kind of density, makes a better proposal",
         "prior_edge": "the bound may set this result, not the data: widen the prior unless the "
         "bound is physical",
         "nan_likelihood": "the model is broken there: evaluate it at this point and mend it, or "
         "keep the prior away",
         "nan_draws": "a NaN is a fault of the model or the sampler, never a result: evaluate the "
         "model near the last finite draw",
+        "density_marginals": "try kind='auto' or another kind, declare the support of parameters "
+        "that have bounds, or give more draws",
+        "density_shape": "try kind='auto' or another kind, or give more draws",
+        "density_lost": "a mode or a tail was lost: try kind='piecewise' or kind='auto', or give "
+        "more draws of it",
+        "density_draws": "every statement from this density is as rough: give more draws, or draws "
+        "of more even weights",
         "non_finite_start": "give start values inside the support of the prior and the population",
     }
 )

@@ -206,7 +206,8 @@ def test_a_photon_that_nothing_can_have_made_is_named():
 @pytest.mark.slow
 def test_a_simulated_position_is_found():
     from skycensus import NUTS
-    from skycensus.gamma.simulate import expected_counts, simulate
+    from skycensus.gamma.expected import expected_counts
+    from skycensus.gamma.simulate import simulate
 
     truth = {"lon": 83.63, "lat": 22.01, "index": 2.6, "log_amplitude": np.log(3.5e-11)}
 

@@ -9,10 +9,11 @@ import numpyro.distributions as dist
 import pytest
 
 from skycensus import ImportanceSampler, InputError, Prior
+from skycensus.gamma.expected import expected_counts, expected_spectra, fluxes
 from skycensus.gamma.fold import Cut
 from skycensus.gamma.photons import Background, Observation, Source, photon_model, population
 from skycensus.gamma.response import synthetic_tables
-from skycensus.gamma.simulate import expected_counts, simulate
+from skycensus.gamma.simulate import simulate
 from skycensus.gamma.sky import Box, Gaussian, Isotropic, Point
 from skycensus.gamma.spectra import PowerLaw
 
@@ -175,6 +176,43 @@ def test_two_pointings_are_one_likelihood(simulated):
     assert total == pytest.approx(sum(apart), rel=2e-3)
 
 
+def test_bins_add_up_to_the_cut():
+    whole = expected_counts(observation(), TREE, TRUTH)
+    edges = np.array([0.1, 0.5, 1.0, 4.0, 30.0, 90.0])
+    binned = expected_spectra([observation()], TREE, {**TRUTH, "rest": 1.0}, edges)
+    for path, total in whole.items():
+        rate = TRUTH[path.rsplit("/", 1)[-1]]
+        assert binned[path][0] == binned[path][-1] == 0.0  # beyond the cut
+        assert binned[path].sum() == pytest.approx(rate * total, rel=1e-4)
+    # Several points at once, and photons that are shared by fractions.
+    draws = {name: np.array([x, x]) for name, x in TRUTH.items()}
+    seen = observation(energy=[1.0, 2.0, 3.0], lon=[0, 0, 0], lat=[0, 0, 0])
+    shared = expected_spectra([seen], TREE, draws, edges, rates=False)
+    assert shared["signal"].shape == (2, 5)
+    assert shared["rest/ccr"][1].sum() == pytest.approx(3 * 0.6 * 0.7)
+
+
+def test_simulated_backgrounds_are_tilted():
+    tree = {"ccr": Background(tilt=lambda h, run: h[f"tilt_{run}"])}
+    h = {"ccr": 1.0, "tilt_observation": 0.8}
+    seen, _ = simulate(observation(), tree, h, {"ccr": 4000}, jax.random.key(1))
+    edges = np.geomspace(0.5, 30.0, 6)
+    mean = expected_spectra([observation()], tree, h, edges)["ccr"]
+    counts, _ = np.histogram(seen.energy, edges)
+    mean = mean * 4000 / mean.sum()
+    assert np.all(abs(counts - mean) < 4 * np.sqrt(mean) + 2)
+    flat = expected_spectra([observation()], tree, {**h, "tilt_observation": 0.0}, edges)["ccr"]
+    assert flat[-1] / flat[0] > 3 * mean[-1] / mean[0]
+
+
+def test_fluxes_are_those_of_skies_times_spectra():
+    found = fluxes(TREE, TRUTH, Box((-1.5, 1.5), (-1.2, 1.2)), np.array([1.0]))
+    assert list(found) == ["signal", "rest/sources"]
+    assert found["signal"][0, 0] == pytest.approx(np.exp(FLUX), rel=2e-3)
+    area = np.deg2rad(3.0) * 2 * np.sin(np.deg2rad(1.2))
+    assert found["rest/sources"][0, 0] == pytest.approx(np.exp(FLUX) * (1 + area), rel=2e-3)
+
+
 # ---- wrong input ---------------------------------------------------------------------------------
 
 
@@ -213,6 +251,14 @@ def test_photons_that_nobody_can_have_sent(simulated):
     far = {"signal": 1.0, "index": dist.Uniform(1.0, 3.0)}
     with pytest.raises(InputError, match=r"can have made photon 0 \(2 such photons"):
         photon_model([few], tree, Prior(far))
+    # Telescopes that see nothing there.
+    blind = replace(TABLES.area, values=np.where(TABLES.area.axes["offset"] > 1.0, 0, 1e9) + 0 *
+                    TABLES.area.values)  # fmt: skip
+    tables = replace(TABLES, area=blind)
+    lone = replace(observation(tables=tables), energy=[1.0], lon=[1.49], lat=[1.19])
+    star = {"signal": Source(Point(1.49, 1.19), free)}
+    with pytest.raises(InputError, match=r"can have made photon 0 \(1 such photons"):
+        photon_model([lone], star, Prior(far))
     with pytest.raises(InputError, match="no photon is in the region"):
         photon_model([observation()], tree, Prior(far))
     with pytest.raises(InputError, match="counts of 'singal', which is no component"):

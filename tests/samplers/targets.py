@@ -182,6 +182,25 @@ def correlated(dim: int = 25) -> Target:
     return Target(box(dim, -10.0, 10.0), log_likelihood)
 
 
+TWO_MODES = -12 * math.log(20.0)
+
+
+def two_modes() -> Target:
+    """Two correlated Gaussians in 12 dimensions, of masses 0.65 and 0.35, far from the edges."""
+    dim, scale = 12, 0.6
+    covariance = scale**2 * 0.5 ** np.abs(np.subtract.outer(np.arange(dim), np.arange(dim)))
+    whiten = jnp.asarray(np.linalg.inv(np.linalg.cholesky(covariance)))
+    norm = 0.5 * (np.linalg.slogdet(covariance)[1] + dim * math.log(2 * math.pi))
+    at = jnp.asarray(3.0 * np.where(np.arange(dim) % 3 == 0, -1.0, 1.0))
+
+    def log_likelihood(h, data):
+        x = vector(h)
+        near, far = (-0.5 * jnp.sum((whiten @ (x - place)) ** 2) for place in (at, -at))
+        return jnp.logaddexp(near + math.log(0.65), far + math.log(0.35)) - norm
+
+    return Target(box(dim, -10.0, 10.0), log_likelihood)
+
+
 def edges() -> Target:
     """Likelihoods that rise towards a bound of the prior, or two."""
 

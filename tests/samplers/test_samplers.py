@@ -16,11 +16,12 @@ from skycensus import InputError, Prior, Target
 from skycensus.samplers import ImportanceSampler
 from skycensus.samplers.student_t import fit
 
-# Compiling and training a flow takes a minute: its own tests are the quick ones.
+# What takes long to compile or to train: their own tests are the quick ones.
+SLOW = ("flow_mcmc", "boosted nested")
 every_sampler = pytest.mark.parametrize(
     "sampler",
     [
-        pytest.param(s, id=name, marks=[pytest.mark.slow] if name == "flow_mcmc" else [])
+        pytest.param(s, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
         for name, s in SAMPLERS.items()
     ],
 )

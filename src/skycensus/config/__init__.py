@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, did_you_mean
-from .schema import KINDS, SECTIONS, fill
+from .schema import KINDS, SECTIONS, SimulatePhotons, fill
 
 TOP_LEVEL = ("seed",)
 # Tables and lists in each other, at most.
@@ -145,6 +145,8 @@ def _sections(raw: Mapping[str, Any], name: str, problems: list[str]) -> dict[st
         if key == "population":  # other keys are options of the families
             fixed = [f.name for f in fields(cls)]
             table = {k: v for k, v in table.items() if k in fixed}
+        if key == "simulate" and data_kind(raw) == "photons":
+            cls = SimulatePhotons
         out[key] = fill(cls, table, f"{name} [{key}]", problems)
     out["data"] = _by_kind("data", tables["data"], name, problems, "posterior_samples")
     # What is not known by draws is most often a sample without selection.
@@ -185,11 +187,30 @@ def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Any
     kind = data_kind(config.raw)
     if kind == "posterior_samples":
         from .gw import build as build_kind
+    elif kind == "photons":
+        from .gamma import build as build_kind
     elif kind not in KINDS["data"]:
         raise InputError("\n".join(config.problems))
     else:
         from .stars import build as build_kind
     return build_kind(config, provenance=provenance)
+
+
+def simulate_data(config: Config, out: str | Path, *, overwrite: bool = False) -> str:
+    """Make the mock data of a config at `[truth]` in the folder `out`; says what was made.
+
+    Raises:
+        InputError: every problem of the config at once; a folder that cannot be written.
+    """
+    if data_kind(config.raw) == "photons":
+        from .gamma import simulate as simulate_photons
+
+        counts = simulate_photons(config, out, overwrite=overwrite)
+        return ", ".join(f"{num} photons of {name}" for name, num in counts.items())
+    from .simulate import simulate
+
+    made = simulate(config, out, overwrite=overwrite)
+    return f"{len(made.events)} events found of {made.num_mergers} mergers"
 
 
 @contextmanager
@@ -256,7 +277,8 @@ def _path_keys() -> dict[tuple[str, str], str]:
 
 def _from_here(keys: list[str], value: Any) -> Any:
     """A path typed on the command line, from the current folder if it exists there."""
-    if tuple(keys) not in _path_keys():
+    of_density = keys[0] == "prior" and keys[-1] == "density"
+    if tuple(keys) not in _path_keys() and not of_density:
         return value
     if isinstance(value, list):
         return [_from_here(keys, item) for item in value]
@@ -282,7 +304,16 @@ def as_run(config: Config) -> dict[str, Any]:
             table[key] = _absolute(config, key, table[key], where)
     if isinstance(out.get("data"), dict):
         out["data"]["path"] = os.path.abspath(config.data_path)
+    if isinstance(out.get("prior"), dict):
+        out["prior"] = {k: _absolute_density(config, entry) for k, entry in out["prior"].items()}
     return out
+
+
+def _absolute_density(config: Config, entry: Any) -> Any:
+    """An entry of a prior, the file of a learned density with its whole path."""
+    if isinstance(entry, dict) and set(entry) == {"density"}:
+        return {"density": _absolute(config, "density", entry["density"], "data")}
+    return entry
 
 
 def _absolute(config: Config, key: str, value: Any, where: str) -> Any:
@@ -292,8 +323,8 @@ def _absolute(config: Config, key: str, value: Any, where: str) -> Any:
         return value
     if where == "config":
         return os.path.abspath(config.beside(value))
-    if key == "noise" and not config.either(value).exists():
-        return value  # the name of a built-in curve
+    if key in ("noise", "response") and not config.either(value).exists():
+        return value  # the name of something built in, or of a public data set
     return os.path.abspath(config.in_data(value) if key == "events" else config.either(value))
 
 

@@ -57,19 +57,24 @@ class Plan:
         return given or ("poisson" if draws else "shape")
 
 
-def make_plan(config: Config, *more: Callable[[Plan], None]) -> Plan:
+def make_plan(
+    config: Config,
+    *more: Callable[[Plan], None],
+    population: Callable[[Plan], None] | None = None,
+) -> Plan:
     """Check all that can be checked before data are read, and build what needs none.
 
     Args:
         config: whose form was checked.
         more: checks of what belongs to one kind of data; they add to `Plan.problems`.
+        population: makes `Plan.population`, by default from `[population]`.
 
     Raises:
         InputError: every problem of the config, a line each.
     """
     plan = Plan(config, problems=list(config.problems))
     _plan_cosmology(plan)
-    _plan_population(plan)
+    (population or _plan_population)(plan)
     _plan_prior(plan)
     with collecting(plan.problems, f"{plan.name} [sampler]: "):
         plan.sampler = make_sampler(config.raw.get("sampler", {}))
@@ -133,6 +138,11 @@ def _plan_population(plan: Plan) -> None:
     raw = plan.config.raw.get("population", {})
     if section is None or not isinstance(raw, dict):
         return
+    if "sources" in plan.config.raw:
+        plan.problems.append(
+            f"{plan.name} [sources]: photons alone have sources; give [data] kind = 'photons', or "
+            "leave them out."
+        )
     where = f"{plan.name} [population]: "
     fixed = set(section.__dataclass_fields__)
     options = {name: value for name, value in raw.items() if name not in fixed}
@@ -183,16 +193,45 @@ def _plan_prior(plan: Plan) -> None:
             read = Prior.read(path)
             plan.inputs[str(path)] = file_hash(path)
             entries = {**read.free, **read.fixed, **read.same_as, **entries}
-        plan.prior = Prior(entries)
+        plan.prior = Prior(_with_densities(plan, entries))
         # The model resolves it again; here it is told with all other problems.
         if plan.population is not None and not resolved(plan).names:
             raise InputError("every hyperparameter is fixed; give at least one a distribution.")
+
+
+def _with_densities(plan: Plan, entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a prior with learned densities in the place of the files that hold them."""
+    from ..estimators import load_density
+
+    out = {}
+    for key, entry in entries.items():
+        out[key] = entry
+        if isinstance(entry, dict) and set(entry) == {"density"}:
+            path = plan.config.either(str(entry["density"]))
+            out[key] = load_density(path)
+            plan.inputs[str(path)] = file_hash(path)
+    return out
 
 
 def resolved(plan: Plan) -> Prior:
     """The prior of exactly the hyperparameters that the population has."""
     assert plan.population is not None and plan.prior is not None
     return HierarchicalModel(plan.prior, plan.population, _Nothing(), rate="shape").prior
+
+
+def complete_truth(plan: Plan) -> dict[str, float]:
+    """The true value of every hyperparameter: from `[truth]`, or fixed or tied in `[prior]`.
+
+    Raises:
+        InputError: one that has no value.
+    """
+    prior = resolved(plan)
+    truth = {**prior.fixed, **(plan.truth or {})}
+    if missing := [name for name in prior.names if name not in truth]:
+        raise InputError(
+            f"{plan.name} [truth]: no value of {missing}; a simulation needs all hyperparameters."
+        )
+    return {name: float(value) for name, value in prior.complete(truth).items()} | truth
 
 
 class _Nothing:

@@ -23,7 +23,12 @@ SAMPLERS = {
     "quadrature": ("quadrature", "QuadratureSampler"),
     "nested": ("nested", "Nested"),
     "dynesty": ("dynesty", "Dynesty"),
+    "boosted_nested": ("boosted", "BoostedNested"),
+    "learned_proposal": ("learned_proposal", "LearnedProposal"),
 }
+
+# Keys of a kind that are tables of their own: samplers, and a cheap version.
+_TABLES = ("first", "sampler", "cheap")
 
 _OF_ANY = tuple(f.name for f in fields(OfAnySampler))
 
@@ -89,10 +94,30 @@ def _of_kind(table: Mapping[str, Any]) -> Any:
     problems: list[str] = []
     module, name = SAMPLERS[kind]
     cls: Any = getattr(importlib.import_module(f"..samplers.{module}", __package__), name)
-    made = fill(cls, rest, f"kind = '{kind}'", problems, more=_OF_ANY)
+    where = f"kind = '{kind}'"
+    inner = {n: _inner(n, rest.pop(n), f"{where}: {n}", problems) for n in _tables(cls, rest)}
+    made: Any = fill(cls, rest, where, problems, more=_OF_ANY)
     for name, low in (("num_samples", 1), ("num_chains", 1), ("num_warmup", 0), ("thinning", 1)):
         if isinstance(rest.get(name), int) and rest[name] < low:
             problems.append(f"kind = '{kind}': {name} = {rest[name]} must be at least {low}.")
     if problems:
         raise InputError("\n".join(problems))
-    return made
+    return replace(made, **inner) if inner else made
+
+
+def _tables(cls: Any, given: Mapping[str, Any]) -> list[str]:
+    """Which of the keys given are tables that describe an object."""
+    return [f.name for f in fields(cls) if f.name in _TABLES and f.name in given]
+
+
+def _inner(name: str, table: Any, where: str, problems: list[str]) -> Any:
+    """The object that a table within the table of a sampler describes."""
+    if not isinstance(table, Mapping):
+        problems.append(f"{where} = {table!r} is not a table; write {name} = {{...}}.")
+    elif name == "cheap":
+        with collecting(problems):
+            return fill(Coarse, table, where, problems)
+    else:
+        with collecting(problems, f"{where}: "):
+            return _of_kind(table)
+    return None

@@ -81,11 +81,46 @@ class Points:
     drop_invalid: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Photons:
+    """`[data]` with `kind = "photons"`: runs in the DL3 format, or event lists with a response.
+
+    `observations` are tables with the keys of an `Observation`; what one lacks is taken from here.
+    """
+
+    path: str = field(default=".", metadata=BESIDE)
+    runs: list[str] | list[int] | None = field(default=None, metadata=OF_DATA)
+    safe: float | Literal["header", "none"] = "header"
+    events: str | None = field(default=None, metadata=OF_DATA)
+    units: dict[str, str] | None = None
+    response: str | None = field(default=None, metadata=OF_DATA)
+    pointing: list[float] | None = None
+    livetime: float | str | None = None
+    frame: Literal["icrs", "galactic"] = "icrs"
+    region: dict[str, Any] | None = None
+    energy: list[float] | None = None
+    observations: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotonObservation:
+    """An entry of `observations`, with the keys of `[data]` that may differ between them."""
+
+    name: str | None = None
+    events: str | None = None
+    response: str | None = None
+    pointing: list[float] | None = None
+    livetime: float | str | None = None
+    region: dict[str, Any] | None = None
+    energy: list[float] | None = None
+
+
 DATA: dict[str, Any] = {
     "posterior_samples": PosteriorSamples,
     "parallaxes": Parallaxes,
     "radial_velocities": RadialVelocities,
     "points": Points,
+    "photons": Photons,
 }
 
 
@@ -239,8 +274,17 @@ class Simulate:
     redshift_range: list[float] = field(default_factory=lambda: [1e-3, 2.3])
 
 
+@dataclass(frozen=True, kw_only=True)
+class SimulatePhotons:
+    """`[simulate]` for photons: how many, where the model does not say it."""
+
+    num_photons: int | None = None
+    counts: dict[str, int] | None = None
+
+
 SECTIONS: dict[str, Any] = {
     "data": None,  # by its kind
+    "sources": None,  # components are its keys
     "population": Population,
     "cosmology": Cosmology,
     "model": Model,

@@ -30,7 +30,7 @@ from ..gw.tables import read_posterior
 from . import Config, collecting, read_config
 from .gw_plan import noise_of
 from .names import load_function
-from .plan import Plan, make_plan, resolved
+from .plan import Plan, complete_truth, make_plan
 
 
 def simulate(config: Config, out: str | Path, *, overwrite: bool = False) -> Catalogue:
@@ -47,8 +47,8 @@ def simulate(config: Config, out: str | Path, *, overwrite: bool = False) -> Cat
     section = config.sections.get("simulate")
     truth: dict[str, Any] = {}
     if not problems:
-        with collecting(problems, f"{plan.name} [truth]: "):
-            truth = _complete_truth(plan)
+        with collecting(problems):
+            truth = complete_truth(plan)
     if section is not None:
         with collecting(problems, f"{plan.name} [simulate]: "):
             _check_section(section)
@@ -94,15 +94,6 @@ def _without_data(config: Config) -> Config:
     sections = ("[data]", "[selection]")
     rest = [p for p in config.problems if not any(s in p for s in sections)]
     return Config(config.path, config.raw, config.seed, config.sections, rest)
-
-
-def _complete_truth(plan: Plan) -> dict[str, float]:
-    """The true value of every hyperparameter: from `[truth]`, or fixed or tied in `[prior]`."""
-    prior = resolved(plan)
-    truth = {**prior.fixed, **(plan.truth or {})}
-    if missing := [name for name in prior.names if name not in truth]:
-        raise InputError(f"no value of {missing}; a simulation needs all hyperparameters.")
-    return {name: float(value) for name, value in prior.complete(truth).items()} | truth
 
 
 def _check_section(section: Any) -> None:

@@ -228,7 +228,9 @@ class Annihilation(Spectrum):
             raise InputError(f"bounds must be 0 < low < high in TeV, got {low:g} and {high:g}.")
         self.channels = spectra.only(list(fractions))
         first, last = float(spectra.mass[0]), float(spectra.mass[-1])
-        if not isinstance(mass, jax.core.Tracer) and not np.all((mass >= first) & (mass <= last)):
+        # NumPy's comparison: within a compiled function JAX's would be traced.
+        known = isinstance(mass, jax.core.Tracer) or first <= np.asarray(mass) <= last
+        if not known:
             raise InputError(
                 f"a dark-matter mass of {mass:g} TeV lies beyond the tables, which go from "
                 f"{first:g} to {last:g} TeV."

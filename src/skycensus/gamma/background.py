@@ -36,6 +36,11 @@ class Scaled:
             jnp.stack([jnp.asarray(x, float) for x in xs]) for xs in (norm, tilt)
         )
 
+    @property
+    def both(self) -> tuple[Array, Array]:
+        """Norms and tilts."""
+        return self.norm, self.tilt
+
     def log_prob(self, theta: Theta) -> Array:
         return jnp.zeros(jnp.shape(theta["energy"]))
 

@@ -28,6 +28,9 @@ _COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
     "galactic": (("glon", "glat"), ("l", "b"), ("lon", "lat")),
 }
 
+# Files of NumPy: numbers without units.
+_NUMPY = (".npy", ".npz")
+
 # A background on axes that turn with the sky is averaged over so many times of a run.
 _TIMES = 7
 
@@ -46,11 +49,14 @@ class Events(NamedTuple):
 # ---- event lists ---------------------------------------------------------------------------------
 
 
-def read_events(path: str | Path, *, frame: Frame = "icrs") -> Events:
-    """Read a table of photons: FITS, ECSV or what else astropy reads, with units.
+def read_events(
+    path: str | Path, *, frame: Frame = "icrs", units: Mapping[str, str] | None = None
+) -> Events:
+    """Read a table of photons: FITS, ECSV or what else astropy reads, with units, or NumPy's files.
 
     Columns, in any case: `energy`, and `ra`, `dec`, or `glon`, `glat` (`l`, `b`), which are turned
-    into the frame; or `lon`, `lat`, which are in it.
+    into the frame; or `lon`, `lat`, which are in it. `.npz` has them by these names and `.npy` is
+    an array (N, 3) of energy, lon and lat; both need `units`, see `events_of`.
 
     Raises:
         InputError: no such file, one that is no table, or what `events_of` raises.
@@ -60,15 +66,24 @@ def read_events(path: str | Path, *, frame: Frame = "icrs") -> Events:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no file '{path}'.")
-    fits = {"hdu": "EVENTS"} if _has_hdu(path, "EVENTS") else {}
+    is_fits = path.suffix not in _NUMPY and _has_hdu(path, "EVENTS")
     try:
-        table = QTable.read(path, **fits)
+        if path.suffix in _NUMPY:
+            table = _numpy_columns(path)
+        else:
+            table = QTable.read(path, **({"hdu": "EVENTS"} if is_fits else {}))
     except Exception as error:
         raise InputError(
             f"'{path}' cannot be read as a table ({type(error).__name__}: {error}); give FITS or "
             "ECSV, with the ending that its format has."
         ) from None
-    return events_of(table, frame=frame, source=f"'{path}'")
+    return events_of(table, frame=frame, units=units, source=f"'{path}'")
+
+
+def _numpy_columns(path: Path) -> Any:
+    """An array, or arrays by name, that hold nothing but numbers."""
+    found = np.load(path, allow_pickle=False)
+    return found if isinstance(found, np.ndarray) else dict(found)
 
 
 def events_of(

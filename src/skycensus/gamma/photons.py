@@ -19,6 +19,7 @@ import numpy as np
 from ..density import Density, Mixture
 from ..errors import InputError
 from ..likelihood import Constant, Detected, Folded, Leafwise
+from ..likelihood.folded import Hats
 from ..likelihood.formula import ObjectNames
 from ..model import HierarchicalModel, hyperparameter_names
 from ..prior import Prior
@@ -183,7 +184,7 @@ Component = Source | Background | Sequence[Source]
 Tree = Mapping[str, Any]
 
 
-class _Known:
+class Known:
     """Stands for the density of a leaf that is a number per photon."""
 
     names = ("energy",)
@@ -249,7 +250,7 @@ def _nodes(tree: Tree) -> Iterator[tuple[str, Any]]:
 
 def _leaf(part: Component, h: Hyperparameters, runs: Sequence[str]) -> Any:
     if isinstance(part, Sequence) or part.is_fixed:
-        return _Known()
+        return Known()
     if isinstance(part, Background):
         return part.at(h, runs)
     now = part.at(h)
@@ -319,31 +320,28 @@ def _folded(
     if isinstance(part, Background):
         densities, counts = zip(*(fold.background() for fold in folds), strict=True)
         return _constant(np.concatenate(densities), names), _constant(np.array([sum(counts)]), one)
+    pairs = list(zip(folds, dispersions, strict=True))
+    energy = folds[0].response.energy
     if isinstance(part, Source) and not part.is_fixed:
-        tables, totals = zip(
-            *(_tables(f, d, part) for f, d in zip(folds, dispersions, strict=True)), strict=True
-        )
-        energy = folds[0].response.energy
+        tables, totals = zip(*(f.table(part.sky, d) for f, d in pairs), strict=True)
         return (
-            Folded("energy", energy, np.concatenate(tables), names=names),
+            Folded("energy", energy, _joined(tables), names=names),
             Folded("energy", energy, np.sum(totals, axis=0)[None], names=one),
         )
-    sources = [part] if isinstance(part, Source) else list(part)
+    hats = Hats("energy", np.asarray(energy))
     values, total = np.zeros(len(names)), 0.0
-    for source in sources:
-        rows = [_tables(f, d, source) for f, d in zip(folds, dispersions, strict=True)]
-        energy = folds[0].response.energy
-        stacked = np.concatenate([*(r[0] for r in rows), np.sum([r[1] for r in rows], 0)[None]])
+    for source in [part] if isinstance(part, Source) else list(part):
         spectrum: Any = source.spectrum
-        both = Folded("energy", energy, stacked).log_marginal(spectrum).value
-        values += np.exp(np.asarray(both[:-1]))
-        total += float(jnp.exp(both[-1]))
+        mass, top = (np.asarray(x, float) for x in hats.masses(spectrum))
+        found, numbers = zip(*(f.sums(source.sky, d, mass) for f, d in pairs), strict=True)
+        values += np.exp(top) * np.concatenate(found)
+        total += float(np.exp(top) * sum(numbers))
     return _constant(values, names), _constant(np.array([total]), one)
 
 
-def _tables(fold: Fold, dispersion: np.ndarray, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    seen, expected = fold.density(source.sky)
-    return dispersion * seen, expected
+def _joined(tables: Sequence[np.ndarray]) -> np.ndarray:
+    # One of a million photons is not to be copied.
+    return tables[0] if len(tables) == 1 else np.concatenate(tables)
 
 
 def _constant(values: np.ndarray, names: Any) -> Constant:

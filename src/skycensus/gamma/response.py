@@ -76,7 +76,7 @@ class Response(eqx.Module):
         """(M,) nodes of ln(E'/E)."""
         return _LOG_RATIO
 
-    def offset_weights(self, offset: Any) -> Array:
+    def offset_weights(self, offset: Any) -> Any:
         """(..., B) hat functions at offsets [deg]; they sum to one, and to zero past the edge."""
         return hat_functions(self.offset, self.max_offset, offset)
 
@@ -109,18 +109,27 @@ class Response(eqx.Module):
         )
 
 
-def hat_functions(nodes: Array, edge: float, x: Any) -> Array:
-    """(..., B) hat functions of ascending nodes; they sum to one up to `edge`, to zero past it."""
-    x = jnp.asarray(x)[..., None]
+def hat_functions(nodes: Any, edge: float, x: Any) -> Any:
+    """(..., B) hat functions of ascending nodes; they sum to one up to `edge`, to zero past it.
+
+    Arrays of JAX where x is one.
+    """
+    xp = _numpy_of(x)
+    x, nodes = xp.asarray(x)[..., None], nodes if xp is jnp else np.asarray(nodes)
     if len(nodes) == 1:
-        hat = jnp.ones_like(x)
+        hat = xp.ones_like(x)
     else:
-        clipped = jnp.clip(x, nodes[0], nodes[-1])
-        left = jnp.clip((clipped - nodes[:-1]) / jnp.diff(nodes), 0.0, 1.0)
-        hat = jnp.concatenate([jnp.ones_like(left[..., :1]), left], -1) - jnp.concatenate(
-            [left, jnp.zeros_like(left[..., :1])], -1
+        clipped = xp.clip(x, nodes[0], nodes[-1])
+        left = xp.clip((clipped - nodes[:-1]) / xp.diff(nodes), 0.0, 1.0)
+        hat = xp.concatenate([xp.ones_like(left[..., :1]), left], -1) - xp.concatenate(
+            [left, xp.zeros_like(left[..., :1])], -1
         )
-    return jnp.where(x <= edge, hat, 0.0)
+    return xp.where(x <= edge, hat, 0.0)
+
+
+def _numpy_of(*values: Any) -> Any:
+    """The module for values: JAX's would compile a program for every shape of plain numbers."""
+    return jnp if any(isinstance(x, jax.Array) for x in values) else np
 
 
 def _cumulated(cumulated: Any, density: Any, place: np.ndarray, step: float) -> np.ndarray:
@@ -226,18 +235,22 @@ def synthetic_tables(
     )
 
 
-def separation(lon_1: Any, lat_1: Any, lon_2: Any, lat_2: Any) -> Array:
-    """Angle between directions [deg], exact also for small and large ones (Vincenty)."""
-    lon_1, lat_1, lon_2, lat_2 = (jnp.deg2rad(x) for x in (lon_1, lat_1, lon_2, lat_2))
+def separation(lon_1: Any, lat_1: Any, lon_2: Any, lat_2: Any) -> Any:
+    """Angle between directions [deg], exact also for small and large ones (Vincenty).
+
+    An array of JAX where one of them is.
+    """
+    xp = _numpy_of(lon_1, lat_1, lon_2, lat_2)
+    lon_1, lat_1, lon_2, lat_2 = (xp.deg2rad(x) for x in (lon_1, lat_1, lon_2, lat_2))
     dlon = lon_2 - lon_1
-    x = jnp.cos(lat_2) * jnp.sin(dlon)
-    y = jnp.cos(lat_1) * jnp.sin(lat_2) - jnp.sin(lat_1) * jnp.cos(lat_2) * jnp.cos(dlon)
-    z = jnp.sin(lat_1) * jnp.sin(lat_2) + jnp.cos(lat_1) * jnp.cos(lat_2) * jnp.cos(dlon)
+    x = xp.cos(lat_2) * xp.sin(dlon)
+    y = xp.cos(lat_1) * xp.sin(lat_2) - xp.sin(lat_1) * xp.cos(lat_2) * xp.cos(dlon)
+    z = xp.sin(lat_1) * xp.sin(lat_2) + xp.cos(lat_1) * xp.cos(lat_2) * xp.cos(dlon)
     square = x**2 + y**2
     # The root's slope at zero is infinite, and zero times that NaN.
-    near = jnp.where(square > 0, square, 1.0)
-    return jnp.rad2deg(
-        jnp.where(square > 0, jnp.arctan2(jnp.sqrt(near), z), jnp.where(z > 0, 0.0, jnp.pi))
+    near = xp.where(square > 0, square, 1.0)
+    return xp.rad2deg(
+        xp.where(square > 0, xp.arctan2(xp.sqrt(near), z), xp.where(z > 0, 0.0, np.pi))
     )
 
 

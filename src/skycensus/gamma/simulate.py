@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from ..errors import InputError, did_you_mean
 from ..keys import generator
+from .expected import empty_fold, expected_counts, shares
 from .fold import Cut, Fold, log_panels
 from .photons import Background, Observation, Source, Tree, leaves_of
-from .response import Response, energy_nodes, separation
+from .response import Response, separation
 from .sky import Plane, Point, takes_energy
 
 # Draws are made in rounds until enough of them are seen.
@@ -20,6 +22,9 @@ _MAX_ROUNDS = 200
 _ROUND = 1_000_000
 
 Photons = dict[str, np.ndarray]
+
+_TRUE = ("true_energy", "true_lon", "true_lat")
+_COLUMNS = ("energy", "lon", "lat", *_TRUE)
 
 
 def simulate(
@@ -34,9 +39,8 @@ def simulate(
     Args:
         observation: pointing, response and cut; its own photons are not used.
         tree: the components.
-        hyperparameters: of the spectra that are not fixed.
-        counts: path or name of every leaf -> number of photons seen. For a Poisson process draw
-            them around `expected_counts`.
+        hyperparameters: of skies, spectra and backgrounds that are not fixed.
+        counts: path or name of every leaf -> number of photons seen; `draw_counts` draws them.
         key: of all randomness.
 
     Returns:
@@ -48,11 +52,12 @@ def simulate(
         InputError: counts of a component that there is not, or one without photons in the cut.
     """
     rng = generator(key)
-    fold = _empty(observation)
+    fold = empty_fold(observation)
     numbers = _by_path(tree, counts)
     parts = []
     for path, part in leaves_of(tree):
-        drawn = _component(fold, part, hyperparameters, numbers[path], rng, path)
+        draw = _drawing(fold, part, hyperparameters, observation.name, rng)
+        drawn = _in_cut(fold.cut, draw, numbers[path], path)
         parts.append({**drawn, "component": np.full(numbers[path], path)})
     joined = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
     order = rng.permutation(len(joined["energy"]))
@@ -63,61 +68,63 @@ def simulate(
     return replace(observation, energy=energy, lon=lon, lat=lat), joined
 
 
-def expected_counts(
-    observation: Observation, tree: Tree, hyperparameters: Mapping[str, Any]
-) -> dict[str, float]:
-    """Path of every leaf -> expected number of photons in the cut, at a rate factor of one."""
-    fold = _empty(observation)
-    return {
-        path: _expected(fold, part, hyperparameters, observation.name)
-        for path, part in leaves_of(tree)
-    }
-
-
-def expected_spectra(
+def simulate_all(
     observations: Sequence[Observation],
     tree: Tree,
     hyperparameters: Mapping[str, Any],
-    edges: Any,
-) -> dict[str, np.ndarray]:
-    """Path of every leaf -> expected photons between reconstructed energies, all runs together.
+    counts: Mapping[str, int],
+    key: Any,
+) -> tuple[list[Observation], list[Photons]]:
+    """`simulate` for several observations, among which each component's photons are divided.
+
+    Every photon falls into one of them with the share that it has of the expected number.
+    """
+    numbers = _by_path(tree, counts)
+    split_key, *keys = jax.random.split(key, len(observations) + 1)
+    each = [numbers]
+    if len(observations) > 1:
+        rng = generator(split_key)
+        expected = [expected_counts(o, tree, hyperparameters) for o in observations]
+        each = [{} for _ in observations]
+        for path, num in numbers.items():
+            mean = np.array([e[path] for e in expected])
+            if num and not mean.sum() > 0:
+                raise InputError(f"component '{path}' has no photons in any cut.")
+            drawn = rng.multinomial(num, mean / max(mean.sum(), 1e-300)) if num else 0 * mean
+            for own, n in zip(each, drawn, strict=True):
+                own[path] = int(n)
+    pairs = [
+        simulate(o, tree, hyperparameters, own, k)
+        for o, own, k in zip(observations, each, keys, strict=True)
+    ]
+    return [seen for seen, _ in pairs], [told for _, told in pairs]
+
+
+def draw_counts(
+    observations: Sequence[Observation],
+    tree: Tree,
+    hyperparameters: Mapping[str, Any],
+    key: Any,
+    *,
+    num_photons: int | None = None,
+) -> dict[str, int]:
+    """Path of every leaf -> photons seen, all observations together, as the model has them.
 
     Args:
-        observations: of each counts what lies in its cut.
-        tree, hyperparameters: of a model with rates.
-        edges: (bin + 1,) [TeV].
+        observations, tree: of the model.
+        hyperparameters: all of them, with the leaves' fractions or rates.
+        key: of all randomness.
+        num_photons: divided by the fractions (multinomial); None for a model with rates, whose
+            numbers are Poisson.
     """
-    edges = np.asarray(edges, float)
-    total = {path: np.zeros(len(edges) - 1) for path, _ in leaves_of(tree)}
-    for run in observations:
-        inside = np.clip(edges, run.cut.low, run.cut.high)
-        for b in np.flatnonzero(np.diff(inside) > 0):
-            cut = replace(run.cut, low=float(inside[b]), high=float(inside[b + 1]))
-            for path, number in expected_counts(
-                replace(run, cut=cut), tree, hyperparameters
-            ).items():
-                total[path][b] += hyperparameters[path.rsplit("/", 1)[-1]] * number
-    return total
-
-
-def _expected(fold: Fold, part: Any, h: Mapping[str, Any], run: str = "") -> float:
-    if isinstance(part, Background):
-        energy, counts = fold.background_counts()
-        scale = part.at(h, [run])
-        return float(np.sum(counts * scale.norm[0] * energy ** -np.asarray(scale.tilt[0])))
-    total = 0.0
-    for source in [part] if isinstance(part, Source) else part:
-        fine, density = _spectrum(fold, source, h)
-        sky = source.at(h).sky
-        seen = np.interp(np.log(fine), np.log(fold.response.energy), fold.density(sky)[1])
-        total += float(np.trapezoid(density * seen * fine, np.log(fine)))
-    return total
-
-
-def _empty(observation: Observation) -> Fold:
-    bare = replace(observation, energy=(), lon=(), lat=())
-    cut = observation.cut
-    return bare.fold(energy_nodes([(observation.tables, cut.low, cut.high)]))
+    rng = generator(key)
+    paths = [path for path, _ in leaves_of(tree)]
+    weight = shares(tree, hyperparameters, rates=num_photons is None)
+    if num_photons is not None:
+        p = np.array([float(weight[path]) for path in paths])
+        return dict(zip(paths, rng.multinomial(num_photons, p / p.sum()).tolist(), strict=True))
+    each = [expected_counts(o, tree, hyperparameters) for o in observations]
+    return {p: int(rng.poisson(float(weight[p]) * sum(e[p] for e in each))) for p in paths}
 
 
 def _by_path(tree: Tree, counts: Mapping[str, int]) -> dict[str, int]:
@@ -133,47 +140,60 @@ def _by_path(tree: Tree, counts: Mapping[str, int]) -> dict[str, int]:
     return {path: given.get(path, 0) for path in paths}
 
 
-def _component(
-    fold: Fold, part: Any, h: Mapping[str, Any], num: int, rng: np.random.Generator, path: str
-) -> Photons:
-    if isinstance(part, Background):
-        return _background(fold, num, rng)
-    sources = [part] if isinstance(part, Source) else list(part)
-    share = np.array([_expected(fold, s, h) if len(sources) > 1 else 1.0 for s in sources])
-    if not share.sum() > 0:
-        raise InputError(f"component '{path}' has no photons in the cut.")
-    each = rng.multinomial(num, share / share.sum())
-    drawn = [_source(fold, s, h, int(n), rng, path) for s, n in zip(sources, each, strict=True)]
-    return {n: np.concatenate([d[n] for d in drawn]) for n in drawn[0]}
+Draw = Callable[[int], Photons]
 
 
-def _source(
-    fold: Fold, source: Source, h: Mapping[str, Any], num: int, rng: np.random.Generator, path: str
-) -> Photons:
-    draws = _TrueDraws(fold, source, h)
-    kept: list[Photons] = []
+def _in_cut(cut: Cut, draw: Draw, num: int, path: str) -> Photons:
+    """So many photons that are seen in the cut."""
+    kept: list[Photons] = [{n: np.empty(0) for n in _COLUMNS}]
     have, accepted = 0, 0.5
     for _ in range(_MAX_ROUNDS):
         if have >= num:
             break
-        wanted = min(int(1.1 * (num - have) / accepted) + 100, _ROUND)
-        one = _seen(fold, draws.draw(wanted, rng), rng)
-        some = fold.cut.inside(one["energy"], one["lon"], one["lat"])
+        one = draw(min(int(1.1 * (num - have) / accepted) + 100, _ROUND))
+        some = cut.inside(one["energy"], one["lon"], one["lat"])
         kept.append({n: x[some] for n, x in one.items()})
         have += int(some.sum())
         accepted = max(some.mean(), 1e-3)
     if have < num:
         raise InputError(f"component '{path}' has (nearly) no photons in the cut: {have} of {num}.")
-    if not kept:
-        return {n: np.empty(0) for n in _COLUMNS}
     return {n: np.concatenate([k[n] for k in kept])[:num] for n in _COLUMNS}
 
 
-_COLUMNS = ("energy", "lon", "lat", "true_energy", "true_lon", "true_lat")
+def _drawing(
+    fold: Fold, part: Any, h: Mapping[str, Any], run: str, rng: np.random.Generator
+) -> Draw:
+    """What draws photons of a component, wherever they are seen."""
+    if isinstance(part, Background):
+        return _background(fold, float(np.asarray(part.at(h, [run]).tilt[0])), rng)
+    sources = [part] if isinstance(part, Source) else list(part)
+    # Made when the first photons are asked for.
+    made: list[_TrueDraws] = []
+
+    def draw(num: int) -> Photons:
+        if not made:
+            made.extend(_TrueDraws(fold, source, h) for source in sources)
+        reach = np.array([one.total for one in made])
+        if not reach.sum() > 0:
+            return {n: np.empty(0) for n in _COLUMNS}
+        each = rng.multinomial(num, reach / reach.sum())
+        drawn = [
+            _seen(fold, one.draw(int(n), rng), rng) for one, n in zip(made, each, strict=True) if n
+        ]
+        joined = {n: np.concatenate([d[n] for d in drawn]) for n in _COLUMNS}
+        # A round that is cut short must not prefer the first sources.
+        order = rng.permutation(num)
+        return {n: x[order] for n, x in joined.items()}
+
+    return draw
 
 
 class _TrueDraws:
-    """True energies and directions of a source's photons that reach the telescopes."""
+    """True energies and directions of a source's photons that reach the telescopes.
+
+    Attributes:
+        total: of them, in units that all sources of a fold share.
+    """
 
     def __init__(self, fold: Fold, source: Source, h: Mapping[str, Any]):
         self.fold, self.sky = fold, source.at(h).sky
@@ -184,42 +204,47 @@ class _TrueDraws:
             field = fold._plane(max(0.02, getattr(self.sky, "pixel", 0.0)))
             self.plane, self.offsets = field.plane, field.offsets
         fine, density = _spectrum(fold, source, h)
-        total = np.array([self._map(j).sum() for j in range(len(self.nodes))])
         self.log_fine = np.log(fine)
-        mass = density * fine * np.interp(self.log_fine, self.nodes, total)
+        self.reaching = self._reaching()
+        mass = density * fine * np.interp(self.log_fine, self.nodes, self.reaching)
         steps = np.diff(self.log_fine) * 0.5 * (mass[1:] + mass[:-1])
         self.cumulated = np.append(0.0, np.cumsum(steps))
+        self.total = float(self.cumulated[-1])
+
+    def _reaching(self) -> np.ndarray:
+        """(J,) photons per flux that reach the telescopes."""
+        if isinstance(self.sky, Point):
+            away = separation(*self.fold.pointing, self.sky.lon, self.sky.lat)
+            return self.area @ np.asarray(self.fold.response.offset_weights(away))
+        if takes_energy(self.sky):
+            return np.array([self._map(j).sum() for j in range(len(self.nodes))])
+        return self.area @ np.tensordot(self.offsets, self._flux(0), 2)
 
     def _map(self, j: int) -> np.ndarray:
-        """Photons of node j by their place, in any unit."""
+        """Photons of node j by the pixel that they come from."""
         if j not in self.maps:
-            if isinstance(self.sky, Point):
-                away = separation(*self.fold.pointing, self.sky.lon, self.sky.lat)
-                weights = np.asarray(self.fold.response.offset_weights(away))
-                self.maps[j] = np.array([weights @ self.area[j]])
-            else:
-                self.maps[j] = (self._flux(j) * np.tensordot(self.area[j], self.offsets, 1)).ravel()
+            self.maps[j] = (self._flux(j) * np.tensordot(self.area[j], self.offsets, 1)).ravel()
         return self.maps[j]
 
     def _flux(self, j: int) -> np.ndarray:
+        """Flux in each pixel."""
         if takes_energy(self.sky):
             energy = float(np.exp(self.nodes[j]))
-            return self.plane.pixel_means(lambda lon, lat: self.sky(lon, lat, energy))
+            means = self.plane.pixel_means(lambda lon, lat: self.sky(lon, lat, energy))
+            return means * self.plane.pixel**2
         if not hasattr(self, "_means"):
-            self._means = self.plane.pixel_means(self.sky)
+            self._means = self.plane.pixel_means(self.sky) * self.plane.pixel**2
         return self._means
 
     def draw(self, num: int, rng: np.random.Generator) -> Photons:
         """Energies, directions, and the node whose response each photon gets."""
-        if not self.cumulated[-1] > 0:
-            raise InputError("a component has no photons that reach the telescopes.")
-        log_energy = np.interp(rng.random(num) * self.cumulated[-1], self.cumulated, self.log_fine)
+        log_energy = np.interp(rng.random(num) * self.total, self.cumulated, self.log_fine)
         place = (log_energy - self.nodes[0]) / (self.nodes[1] - self.nodes[0])
         low = np.clip(place.astype(int), 0, len(self.nodes) - 2)
-        node = low + (rng.random(num) < place - low)
-        # The neighbour may be blind where the photon's own energy is not.
-        blind = ~(self.area[node] > 0).any(1)
-        node = np.where(blind, 2 * low + 1 - node, node)
+        # Each node as often as photons reach the telescopes at it.
+        above = (place - low) * self.reaching[low + 1]
+        below = (1.0 - (place - low)) * self.reaching[low]
+        node = low + (rng.random(num) * (above + below) < above)
         lon, lat = self._places(node, rng)
         return {"energy": np.exp(log_energy), "lon": lon, "lat": lat, "node": node}
 
@@ -232,12 +257,7 @@ class _TrueDraws:
             cumulated = np.cumsum(self._map(j))
             u = rng.random(int(here.sum())) * cumulated[-1]
             pixel[here] = np.minimum(np.searchsorted(cumulated, u, "right"), len(cumulated) - 1)
-        row, column = np.divmod(pixel, self.plane.num)
-        y, x = (
-            self.plane.half_width * (2.0 * (z + rng.random(len(z))) / self.plane.num - 1.0)
-            for z in (row, column)
-        )
-        return self.plane.to_sky(x, y)
+        return self.plane.to_sky(*_within(pixel, self.plane, rng))
 
 
 def _spectrum(fold: Fold, source: Source, h: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -306,39 +326,38 @@ def moved(lon: Any, lat: Any, radius: Any, angle: Any) -> tuple[np.ndarray, np.n
     return np.rad2deg(lon + np.arctan2(east, north)), np.rad2deg(np.arcsin(np.clip(up, -1, 1)))
 
 
-def _background(fold: Fold, num: int, rng: np.random.Generator) -> Photons:
+def _background(fold: Fold, tilt: float, rng: np.random.Generator) -> Draw:
     """Photons of the background table, uniform within small cells of energy and direction."""
     cut: Cut = fold.cut
     energy, _ = log_panels(cut.low, cut.high)
     plane = Plane(*cut.region.center, float(np.deg2rad(cut.region.half_width)), 96)
     lon, lat = plane.centers()
-    rates = np.stack([e * fold.background_rate(np.full(lon.shape, e), lon, lat) for e in energy])
+    rates = np.stack(
+        [e ** (1.0 - tilt) * fold.background_rate(np.full(lon.shape, e), lon, lat) for e in energy]
+    )
     cumulated = np.cumsum(rates.ravel())
     step = np.log(cut.high / cut.low) / len(energy)
-    kept: list[Photons] = []
-    have = 0
-    for _ in range(_MAX_ROUNDS):
-        if have >= num:
-            break
-        wanted = min(2 * (num - have) + 100, _ROUND)
-        cell = np.searchsorted(cumulated, rng.random(wanted) * cumulated[-1], "right")
-        e, pixel = np.divmod(cell, plane.num**2)
-        row, column = np.divmod(pixel, plane.num)
-        y, x = (
-            plane.half_width * (2.0 * (z + rng.random(wanted)) / plane.num - 1.0)
-            for z in (row, column)
-        )
-        place = plane.to_sky(x, y)
-        one = {
-            "energy": energy[e] * np.exp(step * (rng.random(wanted) - 0.5)),
-            "lon": place[0],
-            "lat": place[1],
+
+    def draw(num: int) -> Photons:
+        cell = np.searchsorted(cumulated, rng.random(num) * cumulated[-1], "right")
+        e, pixel = np.divmod(np.minimum(cell, len(cumulated) - 1), plane.num**2)
+        lon, lat = plane.to_sky(*_within(pixel, plane, rng))
+        drawn = {
+            "energy": energy[e] * np.exp(step * (rng.random(num) - 0.5)),
+            "lon": lon,
+            "lat": lat,
         }
-        some = cut.inside(one["energy"], one["lon"], one["lat"])
-        kept.append({n: c[some] for n, c in one.items()})
-        have += int(some.sum())
-    joined = {
-        n: np.concatenate([np.empty(0), *(k[n] for k in kept)])[:num]
-        for n in ("energy", "lon", "lat")
-    }
-    return {**joined, **{f"true_{n}": np.full(num, np.nan) for n in joined}}
+        return {**drawn, **{n: np.full(num, np.nan) for n in _TRUE}}
+
+    return draw
+
+
+def _within(
+    pixel: np.ndarray, plane: Plane, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places x and y anywhere in pixels of a plane."""
+    row, column = np.divmod(pixel, plane.num)
+    x, y = (
+        plane.half_width * (2.0 * (z + rng.random(len(z))) / plane.num - 1.0) for z in (column, row)
+    )
+    return x, y

@@ -82,8 +82,9 @@ class ResponseTables:
         r"""$\ln p(\Omega'|E, \Omega)$ [1/deg²] at angular separations [deg]."""
         energy, offset, separation = np.broadcast_arrays(energy, offset, separation)
         weight, sigma = (self.psf[n].at(energy=energy, offset=offset) for n in ("weight", "sigma"))
-        height = weight / (2 * np.pi * sigma**2)
-        return np.log(np.sum(height * np.exp(-0.5 * (separation[..., None] / sigma) ** 2), -1))
+        height = np.maximum(weight, _TINY) / (2 * np.pi * sigma**2)
+        terms = np.log(height) - 0.5 * (separation[..., None] / sigma) ** 2
+        return np.logaddexp.reduce(terms, axis=-1)
 
     def migration_density(self, reconstructed: Any, energy: Any, offset: Any) -> np.ndarray:
         """p(E'|E) [1/TeV], as tabulated (its integral may differ from one)."""

@@ -14,6 +14,8 @@ $$\ln m_i = \ln \int p(d_i \mid \theta)\, p(\theta)\, d\theta .$$
 | `Folded`  | a table over one parameter that all share, as a product of matrices |
 | `Constant` | a number per object                                              |
 
+Densities learned from draws become `Samples` with as many draws as one likes (`learned_samples`).
+
 A new form is one class with `log_marginal(density) -> LogMarginal` and, to know the objects after
 the fit, `draw(density, key)`. A detection probability is the same integral, so a selection function
 is a form with a single object. Mixtures are integrated leaf by leaf where that is better
@@ -39,6 +41,7 @@ __all__ = [
     "LogMarginal",
     "Quadrature",
     "Samples",
+    "learned_samples",
 ]
 
 
@@ -74,6 +77,7 @@ from .folded import Constant, Detected, Folded  # noqa: E402
 from .gaussian import Gaussian  # noqa: E402
 from .grid import Grid  # noqa: E402
 from .latent import Latent  # noqa: E402
+from .learned import learned_samples  # noqa: E402
 from .leaves import Leafwise  # noqa: E402
 from .linear_grid import LinearGrid  # noqa: E402
 from .quadrature import Quadrature  # noqa: E402

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from .checks import pp_plot, predictive_check
 from .curves import cumulative_bands, density_bands, line
+from .density import density_corner
 from .draws import corner, trace
 from .objects import n_eff, object_posteriors
 from .style import save_figures
@@ -19,6 +20,7 @@ __all__ = [
     "corner",
     "cumulative_bands",
     "density_bands",
+    "density_corner",
     "line",
     "n_eff",
     "object_posteriors",

@@ -46,14 +46,14 @@ def corner(
         if not flat:
             figure = Figure(figsize=(4, 3))
             figure.text(0.5, 0.5, "no parameter varies", ha="center", va="center")
-            return _saved(figure, path)
+            return saved(figure, path)
         side = 1.0 + 1.9 * max(len(flat), 1.6)
         figure = Figure(figsize=(side, side))
-        ranges = [_range(x, log_weight, known.get(name)) for name, x in flat.items()]
+        ranges = [plot_range(x, log_weight, known.get(name)) for name, x in flat.items()]
         shown = [labels.get(name, name) for name in flat]
         _draw_corner(figure, np.stack([*flat.values()], axis=1), result.weights, ranges, shown)
         _finish_corner(figure, flat, log_weight, known, labels)
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def _draw_corner(
@@ -152,7 +152,7 @@ def trace(
             edges: Any = _edges(x[finite])
             if weighted and finite.all():
                 # Proposals far out have no weight and would squeeze the marginal.
-                edges = np.linspace(*_range(x, result.log_weight, known.get(name)), 41)
+                edges = np.linspace(*plot_range(x, result.log_weight, known.get(name)), 41)
             for c, (chain, weight) in enumerate(zip(x, weights, strict=True)):
                 colour = COLOURS[c % len(COLOURS)]
                 good = finite[c]
@@ -186,7 +186,8 @@ def _edges(x: np.ndarray) -> np.ndarray:
     return np.linspace(low, high, int(np.clip(np.sqrt(x.size), 8, 40)) + 1)
 
 
-def _saved(figure: Figure, path: str | Path | None) -> Figure:
+def saved(figure: Figure, path: str | Path | None) -> Figure:
+    """The figure, which is saved as well where a path is given."""
     if path is not None:
         path = Path(path)
         save_figures({path.stem: figure}, path.parent, formats=[path.suffix[1:] or "png"])
@@ -210,7 +211,7 @@ def _truths(result: Result, truths: Mapping[str, Any] | None) -> dict[str, float
     return {name: float(value[0, 0]) for name, value in named}
 
 
-def _range(
+def plot_range(
     x: np.ndarray, log_weight: np.ndarray | None, truth: float | None
 ) -> tuple[float, float]:
     """Where nearly all of the draws lie, with the truth, and never empty."""

@@ -151,10 +151,12 @@ def unconstrained(target: Target, draws: Mapping[str, np.ndarray]) -> np.ndarray
     return np.asarray(place(padded), float)[:num]
 
 
+from .boosted import BoostedNested  # noqa: E402
 from .coarse import Coarse, CoarseToExact  # noqa: E402
 from .dynesty import Dynesty  # noqa: E402
 from .flow_mcmc import FlowMCMC  # noqa: E402
 from .importance import ImportanceSampler  # noqa: E402
+from .learned_proposal import LearnedProposal  # noqa: E402
 from .nested import Nested  # noqa: E402
 from .nuts import NUTS  # noqa: E402
 from .quadrature import QuadratureSampler  # noqa: E402
@@ -162,11 +164,13 @@ from .until import Until  # noqa: E402
 
 __all__ = [
     "NUTS",
+    "BoostedNested",
     "Coarse",
     "CoarseToExact",
     "Dynesty",
     "FlowMCMC",
     "ImportanceSampler",
+    "LearnedProposal",
     "Nested",
     "Progress",
     "QuadratureSampler",

@@ -213,26 +213,40 @@ class CoarseToExact:
         """Finer and finer versions with their names, and None for the target itself."""
         coarse, count = self.coarse, 0
         if not isinstance(coarse, Coarse):
-            version = coarse if isinstance(coarse, Target) else coarse(target)
-            if version.names != target.names or version.dim != target.dim:
-                raise InputError(
-                    f"coarse: its parameters {list(version.names)} are not those of the target, "
-                    f"{list(target.names)}."
-                )
-            yield "the coarse target given", version
+            yield "the coarse target given", coarse_version(target, coarse, generator(key))
         else:
-            if target.model is None:
-                raise InputError(
-                    f"coarse: {coarse} is for hierarchical models; give a coarse target, or a "
-                    "function that makes one."
-                )
             how: Coarse | None = coarse
             while how is not None and count <= self.max_refinements:
                 rng = generator(jax.random.fold_in(key, count))
-                yield str(how), how.of(target.model, rng).target()
+                yield str(how), coarse_version(target, how, rng)
+                assert target.model is not None
                 how, count = how.finer(target.model), count + 1
         if count <= self.max_refinements and self.max_refinements:
             yield "", None
+
+
+def coarse_version(
+    target: Target, coarse: Coarse | Target | Callable[[Target], Target], rng: np.random.Generator
+) -> Target:
+    """The cheap version of `target` that is meant.
+
+    Raises:
+        InputError: it cannot be made, or has other parameters.
+    """
+    if isinstance(coarse, Coarse):
+        if target.model is None:
+            raise InputError(
+                f"coarse: {coarse} is for hierarchical models; give a coarse target, or a "
+                "function that makes one."
+            )
+        return coarse.of(target.model, rng).target()
+    version = coarse if isinstance(coarse, Target) else coarse(target)
+    if version.names != target.names or version.dim != target.dim:
+        raise InputError(
+            f"coarse: its parameters {list(version.names)} are not those of the target, "
+            f"{list(target.names)}."
+        )
+    return version
 
 
 # ---- one version ---------------------------------------------------------------------------------

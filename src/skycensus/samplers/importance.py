@@ -10,24 +10,25 @@ import jax
 import numpy as np
 
 from ..checkpoint import Part
-from ..diagnostics import GOALS, diagnose
+from ..diagnostics import GOALS
 from ..errors import InputError
 from ..keys import generator
 from ..model import Target
 from ..result import Result
-from ..weights import kish, log_mean_weight, pareto_smooth
-from . import Progress, evaluate, named_draws, prior_points
+from ..weights import kish, pareto_smooth
+from . import Progress, evaluate, prior_points
 from .laplace import Mode, find_modes
 from .settings import require
 from .student_t import StudentTMixture, fit
 from .tempering import next_temperature
+from .weighted import MOST_AT_ONCE, draw_until, weighted_result
 
 # Draws from the density at the mode by which it is judged.
 _NUM_TRIALS = 500
-# Draws at once at most: the time is looked at between them.
-_MOST_AT_ONCE = 4000
 # Times that the final stage is drawn at most, while its weights have too heavy a tail.
 _MOST_ROUNDS = 3
+# Effective draws per dimension to which a mixture can be fitted.
+_ENOUGH = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,34 +95,29 @@ class ImportanceSampler:
         in_time = _in_time(checkpoint)
         proposal, used = self._propose(target, prior_key, rng, progress, in_time)
         for more_rounds in reversed(range(_MOST_ROUNDS)):
-            x, log_weight, log_likelihood = self._draw(target, proposal, rng, progress, in_time)
-            used += len(x)
-            smoothed, k_hat = pareto_smooth(log_weight)
-            if k_hat <= GOALS.k_hat or not more_rounds or not in_time():
+            drawn = draw_until(
+                target,
+                proposal,
+                rng,
+                target_ess=self.target_ess,
+                max_samples=self.max_samples,
+                size=max(2 * self.num_adapt, min(int(self.target_ess), MOST_AT_ONCE)),
+                progress=progress,
+                in_time=in_time,
+            )
+            used += len(drawn.x)
+            k_hat = pareto_smooth(drawn.log_weight)[1]
+            # So many draws know tails that the few of the adaptation had not seen; but a handful of
+            # draws that have all the weight know nothing.
+            enough = kish(drawn.log_weight) > _ENOUGH * target.dim
+            if k_hat <= GOALS.k_hat or not enough or not more_rounds or not in_time():
                 break
-            # So many draws know tails that the few of the adaptation had not seen.
-            proposal = self._fit(rng, x, log_weight)
-        log_evidence, error = log_mean_weight(log_weight)
-        draws = named_draws(target, x[None])
-        return Result(
-            draws,
-            diagnose(
-                draws,
-                log_weight=smoothed[None],
-                k_hat=k_hat,
-                prior_bounds=target.prior.bounds(),
-                goals=GOALS._replace(ess=min(GOALS.ess, self.target_ess)),
-            ),
-            log_weight=smoothed[None],
-            log_evidence=log_evidence,
-            log_evidence_error=error,
-            sample_stats={"log_likelihood": log_likelihood[None]},
-            measures={
-                "k_hat": k_hat,
-                "n_eff": kish(log_weight),
-                "num_likelihoods": used,
-                "num_components": len(proposal.weight),
-            },
+            proposal = self._fit(rng, drawn.x, drawn.log_weight)
+        return weighted_result(
+            target,
+            drawn,
+            self.target_ess,
+            {"num_likelihoods": used, "num_components": len(proposal.weight)},
         )
 
     def _propose(
@@ -225,34 +221,6 @@ class ImportanceSampler:
         good = np.isfinite(log_weight)
         weight = np.exp(log_weight[good] - log_weight[good].max())
         return fit(rng, x[good], weight, num_components=self.num_components, dof=self.dof)
-
-    def _draw(
-        self,
-        target: Target,
-        proposal: StudentTMixture,
-        rng: np.random.Generator,
-        progress: Progress | None,
-        in_time: Callable[[], bool],
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Fresh draws from the fixed proposal until they are worth `target_ess`."""
-        xs, weights, likelihoods = [], [], []
-        n_eff, total = 0.0, 0
-        size = max(2 * self.num_adapt, min(int(self.target_ess), _MOST_AT_ONCE))
-        while n_eff < self.target_ess and total < self.max_samples and (in_time() or not total):
-            x = proposal.sample(rng, min(size, self.max_samples - total))
-            log_l, log_p = evaluate(target, x)
-            xs.append(x)
-            likelihoods.append(log_l)
-            weights.append(log_l + log_p - proposal.log_prob(x))
-            total += len(x)
-            n_eff = kish(np.concatenate(weights))
-            if progress:
-                done = int(min(n_eff, self.target_ess))
-                progress(done, int(self.target_ess), "sampling (effective draws)")
-            # As many again as the rate so far says are missing.
-            size = int(np.clip(1.1 * total * (self.target_ess / n_eff - 1), 500, 4 * total))
-            size = min(size, _MOST_AT_ONCE)
-        return np.concatenate(xs), np.concatenate(weights), np.concatenate(likelihoods)
 
 
 def _in_time(checkpoint: Part | None) -> Callable[[], bool]:

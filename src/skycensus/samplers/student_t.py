@@ -8,6 +8,8 @@ import numpy as np
 from scipy.special import gammaincinv, gammaln, ndtri
 from scipy.stats import qmc
 
+from ..estimators.clusters import spread_points
+
 # Points that weigh less than so much of the heaviest one tell a fit nothing, and cost as much.
 _NEGLIGIBLE = 1e-9
 # A fit has settled when a step gains less mean log density than this.
@@ -81,7 +83,7 @@ def fit(
     dim = x.shape[1]
     mean = weight @ x
     cov = _covariance(x, weight, mean)
-    start = _spread_points(rng, x, weight, num_components, np.linalg.cholesky(cov))
+    start = spread_points(rng, x, weight, num_components, np.linalg.cholesky(cov))
     mixture = StudentTMixture(
         np.full(len(start), 1.0 / len(start)),
         start,
@@ -127,19 +129,3 @@ def _covariance(x: np.ndarray, weight: np.ndarray, mean: np.ndarray) -> np.ndarr
     centred = x - mean
     cov = (weight[:, None] * centred).T @ centred
     return cov + (1e-12 * np.trace(cov) / len(mean) + 1e-300) * np.eye(len(mean))
-
-
-def _spread_points(
-    rng: np.random.Generator, x: np.ndarray, weight: np.ndarray, num: int, cholesky: np.ndarray
-) -> np.ndarray:
-    """Starting centres far from each other (k-means++) in whitened coordinates."""
-    z = np.linalg.solve(cholesky, x.T).T
-    chosen = [int(rng.choice(len(x), p=weight))]
-    nearest = np.sum((z - z[chosen[0]]) ** 2, axis=1)
-    while len(chosen) < num:
-        p = weight * nearest
-        if p.sum() <= 0:
-            break
-        chosen.append(int(rng.choice(len(x), p=p / p.sum())))
-        nearest = np.minimum(nearest, np.sum((z - z[chosen[-1]]) ** 2, axis=1))
-    return x[chosen]

@@ -29,7 +29,7 @@ _GROWTH = 0.2
 _CLOSE = 0.97
 
 # What is judged anew when more draws have come.
-_OF_DRAWS = ("ess", "importance_ess", "prior_edge", "r_hat", "stuck")
+OF_DRAWS = ("ess", "importance_ess", "prior_edge", "r_hat", "stuck")
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,8 @@ def _merged_status(
 ) -> Status:
     # The tails of their weights were judged by the runs themselves.
     status = diagnose(draws, stats, log_weight, k_hat=-math.inf, prior_bounds=target.prior.bounds())
-    found = [p for run in runs for p in run.status.problems if p.kind not in _OF_DRAWS]
-    notes = [p for run in runs for p in run.status.notes if p.kind not in _OF_DRAWS]
+    found = [p for run in runs for p in run.status.problems if p.kind not in OF_DRAWS]
+    notes = [p for run in runs for p in run.status.notes if p.kind not in OF_DRAWS]
     known = {*status.problems, *status.notes}
     new = [p for p in dict.fromkeys(found) if p not in known]
     return status.plus(*new, notes=tuple(p for p in dict.fromkeys(notes) if p not in known))

@@ -1,0 +1,180 @@
+r"""Learned densities in files: JSON and plain arrays in one archive, nothing that can run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import InputError
+from .coordinates import Coordinates
+from .kinds import describe, rebuild
+from .learned import LearnedDensity
+from .report import Report
+
+_FORMAT = "skycensus density"
+_VERSION = 1
+_HEAD = "density.json"
+# Of entries of the archive: the same density gives the same bytes.
+_DATE = (1980, 1, 1, 0, 0, 0)
+_ARRAYS_OF_COORDINATES = ("low", "high", "cut", "mean", "root")
+
+
+def save_density(density: LearnedDensity, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a density to one file, in its place whole or not at all.
+
+    A ZIP archive of `density.json` (format, version, names, settings, report, a SHA-256 of the
+    arrays) and one `.npy` entry per array. No draws are in it, and nothing that is executed.
+
+    Raises:
+        InputError: the file exists and `overwrite` is not set, or it cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise InputError(
+            f"'{path}' exists already; give another name, or overwrite=True (--overwrite)."
+        )
+    settings, inner = describe(density.estimate)
+    arrays = {f"estimate/{name}": np.asarray(x) for name, x in inner.items()}
+    for name in _ARRAYS_OF_COORDINATES:
+        arrays[f"coordinates/{name}"] = np.asarray(getattr(density.coordinates, name))
+    head = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "names": list(density.names),
+        "periodic": list(density.coordinates.periodic),
+        "estimate": settings,
+        "report": None if density.report is None else density.report.as_dict(),
+        "provenance": density.provenance,
+        "sha256": _digest(arrays),
+    }
+    try:
+        _write(path, head, arrays)
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be written: {error.strerror}.") from None
+    return path
+
+
+def load_density(path: str | Path) -> LearnedDensity:
+    """Read a file of `save_density`: the same density to the bit (where JAX has 64 bits).
+
+    Raises:
+        InputError: a file that is missing, truncated, changed, of another format or of a version
+            that is not known.
+    """
+    head, arrays = _read(Path(path))
+    try:
+        parts = {n.removeprefix("coordinates/"): x for n, x in arrays.items()}
+        coordinates = Coordinates(parts["low"], parts["high"], periodic=head["periodic"])
+        coordinates = eqx.tree_at(
+            lambda c: [getattr(c, name) for name in _ARRAYS_OF_COORDINATES],
+            coordinates,
+            [jnp.asarray(parts[name]) for name in _ARRAYS_OF_COORDINATES],
+        )
+        inner = {
+            n.removeprefix("estimate/"): x for n, x in arrays.items() if n.startswith("estimate/")
+        }
+        return LearnedDensity(
+            head["names"],
+            coordinates,
+            rebuild(head["estimate"], inner),
+            report=None if head["report"] is None else Report.from_dict(head["report"]),
+            provenance=head["provenance"],
+        )
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f"'{path}' lacks a part of a learned density ({error}); fit it again."
+        ) from None
+
+
+def _write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            _add(archive, _HEAD, json.dumps(head, indent=1).encode())
+            for name, x in arrays.items():
+                content = io.BytesIO()
+                np.lib.format.write_array(content, x, allow_pickle=False)
+                _add(archive, f"{name}.npy", content.getvalue())
+        # As any file that is written, not as private as a temporary one.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(draft, 0o666 & ~mask)
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    entry = zipfile.ZipInfo(name, _DATE)
+    archive.writestr(entry, content, zipfile.ZIP_DEFLATED, 6)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            head = json.loads(archive.read(_HEAD))
+            _check_head(path, head)
+            arrays = {}
+            for name in archive.namelist():
+                if name.endswith(".npy"):
+                    content = io.BytesIO(archive.read(name))
+                    x = np.lib.format.read_array(content, allow_pickle=False)
+                    arrays[name.removesuffix(".npy")] = x
+    except OSError as error:
+        raise InputError(f"density '{path}' cannot be read: {error.strerror}.") from None
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError):
+        raise InputError(
+            f"'{path}' is no density of skycensus, or only a part of one; copy it again, or fit it "
+            "again."
+        ) from None
+    except KeyError:
+        raise InputError(
+            f"'{path}' is an archive, but no density of skycensus ({_HEAD} is missing); give a "
+            "file that density.save or skycensus fit has written."
+        ) from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"'{path}' is damaged ({error}); copy it again.") from None
+    if _digest(arrays) != head["sha256"]:
+        raise InputError(
+            f"'{path}' was changed after it was written: its arrays do not have the checksum that "
+            "it states; copy it again."
+        )
+    return head, arrays
+
+
+def _check_head(path: Path, head: Any) -> None:
+    if not isinstance(head, dict) or head.get("format") != _FORMAT:
+        raise InputError(
+            f"'{path}' is no density of skycensus; give a file that density.save or skycensus fit "
+            "has written."
+        )
+    if head.get("version") != _VERSION:
+        raise InputError(
+            f"'{path}' has format version {head.get('version')}, and this skycensus knows version "
+            f"{_VERSION}; update skycensus, or fit the density again."
+        )
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        x = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {x.dtype.str} {arrays[name].shape}\n".encode())
+        digest.update(x.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from skycensus import InputError
+from skycensus.estimators import fit_density
+from skycensus.estimators.auto import stacking_weights
+
+
+def test_stacking_weights_maximise_the_score():
+    rng = np.random.default_rng(0)
+    density = rng.gamma(2.0, 1.0, (3, 500))
+    weight = np.full(500, 1 / 500)
+    best = stacking_weights(np.log(density), weight)
+    np.testing.assert_allclose(best.sum(), 1)
+    # At a maximum on the simplex no member's mean part of the average is above one.
+    part = (density / (best @ density)) @ weight
+    assert np.all(part < 1 + 1e-3)
+    np.testing.assert_allclose(part[best > 0.01], 1, atol=1e-3)
+
+
+def draws(num=600):
+    rng = np.random.default_rng(1)
+    side = rng.integers(2, size=num)
+    return {"x": np.where(side, 4.0, -4.0) + rng.normal(size=num), "y": rng.normal(size=num)}
+
+
+def test_the_better_kind_is_chosen_and_all_scores_are_told():
+    density = fit_density(jax.random.key(0), draws(), kinds=["gaussian", "mixture"], report=False)
+    told = density.provenance
+    assert told["held_out_score"]["mixture"] > told["held_out_score"]["gaussian"] + 0.3
+    assert told["weight"] == {"gaussian": 0.0, "mixture": 1.0}
+    assert density.kind == "mixture"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kinds": []}, "must name at least one kind"),
+        ({"kinds": ["gausian"]}, "no density of kind 'gausian' .did you mean 'gaussian'"),
+        ({"kinds": ["kde"], "settings": {"maf": {}}}, "settings are given for kind 'maf'"),
+        ({"kind": "maf", "layer": 3}, "kind 'maf' has no setting 'layer' .did you mean 'layers'"),
+    ],
+)
+def test_bad_settings_are_told(settings, message):
+    with pytest.raises(InputError, match=message):
+        fit_density(jax.random.key(0), draws(50), **settings)
