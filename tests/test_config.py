@@ -213,9 +213,9 @@ def test_goals_and_coarse_versions_go_with_any_kind():
 
 def test_samplers_within_samplers():
     boosted = sampler_of(
-        "kind = 'boosted_nested'\nsampler = {kind = 'nested', num_live = 300}\nprior_share = 0.2"
+        "kind = 'boosted_nested'\nsampler = {kind = 'nested', num_live = 300}\ndensity = 'auto'"
     )
-    assert boosted == BoostedNested(sampler=Nested(num_live=300), prior_share=0.2)
+    assert boosted == BoostedNested(sampler=Nested(num_live=300), density="auto")
     learned = sampler_of(
         "kind = 'learned_proposal'\nfirst = {kind = 'nuts'}\ncheap = {draws = 50}\ntarget_ess = 9"
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from skycensus import QuadratureSampler
 from skycensus.cli import main
 from skycensus.stars import lines
 from skycensus.stars.binaries import velocity_table
@@ -130,3 +134,48 @@ def test_gwtc1(shared, require_path, tmp_path):
     # Abbott et al. 2019, ApJL 882 L24: alpha = 1.3 (+1.4 -1.7).
     assert -0.4 < summary["parameters"]["alpha"]["mean"] < 2.7
     assert 33 < summary["parameters"]["mmax"]["quantiles"]["50"] < 55
+
+
+def script(path: Path) -> Any:
+    """The module of an example's script."""
+    spec = importlib.util.spec_from_file_location(f"example_{path.parent.name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_learned_prior(tmp_path):
+    """The posterior of one experiment as the prior of the next, beside sums over a grid of both."""
+    make = script(EXAMPLES / "learned_prior" / "make.py")
+    make.write(tmp_path)
+    density = tmp_path / "earlier.skc"
+    fit = ["fit", str(tmp_path / "chain.csv"), "--columns", "m,b", "--support", "m=3:"]
+    assert main([*fit, "--kind", "mixture", "--out", str(density)]) == 0
+    config = tmp_path / "config.toml"
+    config.write_text((EXAMPLES / "learned_prior" / "config.toml").read_text())
+    settings = ["output.figures=false", "output.num_object_draws=0"]
+    arguments = [a for setting in settings for a in ("--set", setting)]
+    assert main(["run", str(config), "--out", str(tmp_path / "out"), *arguments]) == 0
+    summary, exact = json.loads((tmp_path / "out" / "summary.json").read_text()), make.exact()
+    evidence = summary["log_evidence"]
+    # 10,000 draws know the prior to a few hundredths.
+    assert abs(evidence["value"] - exact["log_evidence"]) < 0.05 + 4 * evidence["error"]
+    for name in "mb":
+        row = summary["parameters"][name]
+        assert abs(row["mean"] - exact[name]) < 0.05 * exact[f"{name}_sd"] + 4 * row["mcse_mean"]
+    # The run can be repeated from its own folder.
+    assert str(density) in (tmp_path / "out" / "config.toml").read_text()
+
+
+@pytest.mark.slow
+def test_likelihood_reweighting():
+    made = script(EXAMPLES / "likelihood_reweighting" / "run.py")
+    result = made.reweighted(target_ess=1500.0)
+    exact = QuadratureSampler().run(made.target(made.exposed), jax.random.key(0))
+    assert result.status.converged, str(result.status)
+    assert abs(result.log_evidence - exact.log_evidence) < 4 * result.log_evidence_error + 1e-2
+    rows, truth = result.summary(), exact.summary()
+    for name, row in rows.items():
+        assert abs(row["mean"] - truth[name]["mean"]) < 4 * row["mcse_mean"] + 0.02 * row["sd"]

@@ -49,7 +49,8 @@ def forms(seen: np.ndarray, draws: list[dict[str, np.ndarray]]) -> dict[str, tup
     """The same objects known by their draws, by densities of these, and exactly."""
     key = jax.random.key(1)
     densities = [
-        fit_density(jax.random.fold_in(key, i), d, kind="gaussian") for i, d in enumerate(draws)
+        fit_density(jax.random.fold_in(key, i), d, kind="gaussian", report=False)
+        for i, d in enumerate(draws)
     ]
     x = np.linspace(-4.0, 6.0, 1001)
     # y integrates to a number; the rest is a Gaussian in x.

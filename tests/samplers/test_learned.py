@@ -10,6 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from samplers.targets import CASES, box, gaussian, gaussian_answer, two_modes, weights
+from samplers.test_coarse import assert_the_same, make_model
 from scipy import stats
 
 from skycensus import (
@@ -21,6 +22,7 @@ from skycensus import (
     LearnedProposal,
     Nested,
     Prior,
+    QuadratureSampler,
     Target,
 )
 from skycensus.samplers import evaluate
@@ -133,7 +135,7 @@ BANANA = -np.log(16.0 * 45.0)
 @pytest.fixture(scope="module")
 def reweighted():
     cheap, costly = banana(0.8), banana(0.5)
-    sampler = LearnedProposal(first=QUICK, cheap=cheap, kind="mixture", target_ess=1500)
+    sampler = LearnedProposal(first=QUICK, cheap=cheap, target_ess=1500)
     return sampler.run(costly, jax.random.key(1))
 
 
@@ -185,7 +187,9 @@ def test_weights_of_the_cheap_posterior_would_be_biased():
 
 def test_a_cheap_likelihood_that_is_far_off_is_learned_away_from():
     """Four of its standard deviations from the other; the proposal is fitted anew."""
-    sampler = LearnedProposal(first=QUICK, cheap=target_1d(-1.5), kind="gaussian", prior_share=0.01)
+    sampler = LearnedProposal(
+        first=QUICK, cheap=target_1d(-1.5), density="gaussian", prior_share=0.01
+    )
     result = sampler.run(target_1d(1.5), jax.random.key(5))
     mean, sd, log_z = answer_1d(1.5)
     assert result.measures["num_refits"] > 0
@@ -193,6 +197,18 @@ def test_a_cheap_likelihood_that_is_far_off_is_learned_away_from():
     assert abs(result.log_evidence - log_z) < 4 * result.log_evidence_error
     row = result.summary()["a"]
     assert abs(row["mean"] - mean) < 4 * sd / np.sqrt(row["ess_bulk"])
+
+
+@pytest.mark.slow
+def test_a_cheap_version_by_its_settings():
+    """Few of the draws of each object, for a posterior of all of them."""
+    target = make_model().target()
+    exact = QuadratureSampler().run(target, jax.random.key(0))
+    sampler = LearnedProposal(first=QUICK, cheap=Coarse(draws=100), target_ess=800)
+    result = sampler.run(target, jax.random.key(1))
+    assert result.status.converged, str(result.status)
+    assert_the_same(result, exact)
+    assert abs(result.log_evidence - exact.log_evidence) < 4 * result.log_evidence_error + 1e-2
 
 
 def test_calls_are_bounded_and_a_goal_that_is_not_met_is_told():
@@ -219,7 +235,7 @@ def test_evidences_by_importance_are_unbiased(sized):
 
 @pytest.fixture(scope="module")
 def boosted():
-    sampler = BoostedNested(sampler=Nested(num_live=200), first=QUICK, kind="gaussian")
+    sampler = BoostedNested(sampler=Nested(num_live=200), first=QUICK, density="gaussian")
     return sampler.run(gaussian(), jax.random.key(1))
 
 

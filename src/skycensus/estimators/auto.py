@@ -16,6 +16,11 @@ from .pool import log_prob_at, pooled
 
 # A member below this weight costs more time in every evaluation than it is worth.
 _LEAST_WEIGHT = 0.02
+# A plainer kind gives way where the gain is above so many of its standard errors: of several kinds
+# one or another is above a single error by chance.
+_ERRORS = 2.0
+# Of the kinds that take longest: in few dimensions an ensemble of two is as good as a larger one.
+_SETTINGS: Mapping[str, Mapping[str, Any]] = {"spline": {"num_members": 2}}
 
 
 def fit_auto(
@@ -35,7 +40,7 @@ def fit_auto(
 
     The weights maximise the mean held-out log density, by expectation-maximisation (stacking;
     Yao et al. 2018, arXiv:1704.02030). Where the average is not better than the best of the kinds
-    by more than the standard error of the gain, that kind is returned alone.
+    by more than two standard errors of the gain, that kind is returned alone.
 
     Args:
         kinds: which are tried; by default those that suit the number of parameters and the bounds.
@@ -59,7 +64,7 @@ def fit_auto(
     for i, (kind, k) in enumerate(zip(kinds, jax.random.split(key, len(kinds)), strict=True)):
         fit = fitter(kind)
         given = wanted(fit, coordinates=coordinates, names=names, notes={})
-        own = {**given, **settings.get(kind, {})}
+        own = {**given, **_SETTINGS.get(kind, {}), **settings.get(kind, {})}
         member = fit(k, z, weight, validation=(stop, stop_weight), **own)
         members.append(member)
         scores.append(log_prob_at(member, held))
@@ -69,6 +74,8 @@ def fit_auto(
 
 
 def _halves(z: np.ndarray, weight: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    if len(z) < 2:
+        return [(z, weight)] * 2
     return [(z[i::2], weight[i::2] / weight[i::2].sum()) for i in (0, 1)]
 
 
@@ -97,7 +104,7 @@ def _chosen(
     best = 0
     for k in range(1, len(kinds)):
         # The plainer ones come first, and stay where the gain is within its error.
-        if clearly_better(score[k] - score[best], weight):
+        if clearly_better(score[k] - score[best], weight, _ERRORS):
             best = k
     share = stacking_weights(score, weight)
     share = np.where(share < _LEAST_WEIGHT, 0.0, share)
@@ -105,7 +112,7 @@ def _chosen(
     if len(kept) > 1:
         share[kept] = stacking_weights(score[kept], weight)
         together = np.logaddexp.reduce(score[kept] + np.log(share[kept])[:, None], axis=0)
-        if not clearly_better(together - score[best], weight):
+        if not clearly_better(together - score[best], weight, _ERRORS):
             kept = np.array([best])
     if len(kept) == 1:
         share = np.zeros(len(kinds))

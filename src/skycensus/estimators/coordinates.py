@@ -257,7 +257,12 @@ def _sparsest(turn: np.ndarray, weight: np.ndarray, bins: int = 64) -> float:
 
 def to_standard(coordinates: Coordinates, x: Any) -> np.ndarray:
     """Points (n, d) in standardised coordinates, in 64 bits."""
-    return np.asarray(_compiled_forward(coordinates, jnp.asarray(x))[0], float)
+    x = np.asarray(x)
+    # The last row again and again, up to a power of two: many sets of draws of different numbers
+    # share one compiled program.
+    short = 2 ** max(8, math.ceil(math.log2(max(len(x), 1)))) - len(x)
+    padded = jnp.asarray(np.concatenate([x, np.repeat(x[-1:], short, axis=0)]))
+    return np.asarray(_compiled_forward(coordinates, padded)[0], float)[: len(x)]
 
 
 @eqx.filter_jit

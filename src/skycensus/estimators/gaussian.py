@@ -216,10 +216,10 @@ def fit_mixture(
     )
 
 
-def clearly_better(gain: np.ndarray, weight: np.ndarray) -> bool:
-    """Whether a mean gain in log density is above its standard error: else the plainer is kept."""
+def clearly_better(gain: np.ndarray, weight: np.ndarray, errors: float = 1.0) -> bool:
+    """Whether a mean gain is above so many of its standard errors: else the plainer is kept."""
     mean = weight @ gain
-    return bool(mean > np.sqrt(np.sum((weight * (gain - mean)) ** 2)))
+    return bool(mean > errors * np.sqrt(np.sum((weight * (gain - mean)) ** 2)))
 
 
 def moments(z: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

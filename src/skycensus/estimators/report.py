@@ -244,13 +244,17 @@ def classifier_score(
 
     Its features are the coordinates, their squares and products. It learns from one half of both
     and is judged by the other, and the other way round. The score is the probability that of a
-    draw and a sample the draw gets the larger value; a density that is right has 1/2.
+    draw and a sample the draw gets the larger value; a density that is right has 1/2. A single draw
+    cannot be divided: 1/2, and the largest error there is.
     """
+    if np.count_nonzero(weight) < 2:
+        return 0.5, 0.5
     features = _quadratic(np.concatenate([own, held]))
     is_draw = np.arange(len(features)) >= len(own)
     mass = np.concatenate([np.full(len(own), 1.0 / len(own)), weight])
-    half = rng.permutation(len(features)) % 2 == 0
-    value = np.empty(len(features))
+    # Of each label by itself, the draws in order of their weight: both halves have some of both.
+    pairs = np.argsort(np.argsort(-weight, kind="stable"))
+    half = np.concatenate([rng.permutation(len(own)) % 2 == 0, pairs % 2 == 0])
     scores = []
     for learn in (half, ~half):
         coefficients = _logistic(features[learn], is_draw[learn], mass[learn])

@@ -47,7 +47,7 @@ class BoostedNested:
         sampler: the run that counts.
         first: any sampler, to learn from; by default `Nested` with 1000 live points and chains of
             one sweep.
-        kind: of the density, see `fit_density`. A mixture of Gaussians is quick; "auto" is for
+        density: its kind, see `fit_density`. A mixture of Gaussians is quick; "auto" is for
             shapes that it does not describe.
         fit: further settings of `fit_density`.
         prior_share: $\epsilon$.
@@ -58,7 +58,7 @@ class BoostedNested:
 
     sampler: Nested | Dynesty = field(default_factory=Nested)
     first: Sampler | None = None
-    kind: str = "mixture"
+    density: str = "mixture"
     fit: Mapping[str, Any] = field(default_factory=dict)
     prior_share: float = 0.1
 
@@ -95,7 +95,7 @@ class BoostedNested:
             target,
             first.u,
             first.log_weight,
-            kind=self.kind,
+            kind=self.density,
             fit=self.fit,
             prior_share=self.prior_share,
         )

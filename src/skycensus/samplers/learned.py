@@ -187,7 +187,9 @@ def _apart(estimate: Estimate) -> Estimate:
             return node
         weight = np.exp(np.asarray(node.log_weight))
         pairs = zip(node.loc, node.scale_tril, strict=True)
-        alone: list[Any] = [GaussianMixture(jnp.zeros(1), loc[None], root[None]) for loc, root in pairs]
+        alone: list[Any] = [
+            GaussianMixture(jnp.zeros(1), loc[None], root[None]) for loc, root in pairs
+        ]
         return Pool(alone, weight)
 
     return jax.tree.map(split, estimate, is_leaf=is_mixture)

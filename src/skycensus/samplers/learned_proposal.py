@@ -27,7 +27,7 @@ from .weighted import Drawn, draw, draw_until, weighted_result
 
 # A proposal whose draws are worth less than this share of their number is fitted anew, unless the
 # last time has not made it better.
-_LEAST_EFFICIENCY, _BETTER = 0.2, 1.1
+_LEAST_EFFICIENCY, _BETTER = 0.4, 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class LearnedProposal:
             one sweep.
         cheap: `Coarse` settings; a `Target` in the same coordinates; or a function of the target
             that returns one. None: the target itself.
-        kind: of the density, see `fit_density`. A mixture of Gaussians is quick; "auto" is for
+        density: its kind, see `fit_density`. A mixture of Gaussians is quick; "auto" is for
             shapes that it does not describe.
         fit: further settings of `fit_density`.
         prior_share: $\epsilon$.
@@ -73,7 +73,7 @@ class LearnedProposal:
 
     first: Sampler | None = None
     cheap: Coarse | Target | Callable[[Target], Target] | None = None
-    kind: str = "mixture"
+    density: str = "mixture"
     fit: Mapping[str, Any] = field(default_factory=dict)
     prior_share: float = 0.1
     target_ess: float = 2000.0
@@ -138,7 +138,7 @@ class LearnedProposal:
     def _learned(
         self, key: Any, target: Target, u: np.ndarray, log_weight: np.ndarray | None
     ) -> LearnedDensity:
-        kind, fit, share = self.kind, self.fit, self.prior_share
+        kind, fit, share = self.density, self.fit, self.prior_share
         return learn(key, target, u, log_weight, kind=kind, fit=fit, prior_share=share)
 
 
