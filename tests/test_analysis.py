@@ -155,7 +155,7 @@ def test_few_effective_draws_are_named(rng):
 def test_noise_in_the_shape_of_the_posterior_is_a_problem_and_a_noisy_level_a_note(rng):
     noisy = make_model(rng, num_draws=3, num_objects=20)
     result = analyse(noisy, fixed(rng, (1, 20)), jax.random.key(0))
-    assert kinds(result.status.problems) == ["monte_carlo_variance"]
+    assert set(kinds(result.status.problems)) == {"monte_carlo_variance"}
     assert result.measures["log_likelihood_difference_variance"] > 1
     draws = {"mu": 0.3 + 1e-3 * rng.normal(size=(1, 20)), "log_rate": np.full((1, 20), 1.0)}
     result = analyse(noisy, Fixed(draws), jax.random.key(0))

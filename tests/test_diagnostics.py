@@ -227,3 +227,16 @@ def test_scalars_of_arrays():
     ]
     with pytest.raises(ValueError, match="'a' need the shape"):
         list(scalars({"a": np.ones(3)}))
+
+
+def test_a_bound_decades_away_is_none():
+    """Values of order one in a prior from 0.01 to 10,000, and those that pile up at its end."""
+    rng = np.random.default_rng(4)
+    bounds = {"a": (0.01, 1e4)}
+
+    def notes(x):
+        return diagnose({"a": x}, prior_bounds=bounds).notes
+
+    assert not notes(np.exp(rng.normal(0.0, 0.5, (4, 1000))))
+    piled = 0.01 * np.exp(np.abs(rng.normal(0.0, 0.5, (4, 1000))))
+    assert [note.kind for note in notes(piled)] == ["prior_edge"]

@@ -18,11 +18,13 @@ from .analysis import compile_clock, peak_memory
 from .model import HierarchicalModel, Target
 from .samplers import (
     NUTS,
+    BoostedNested,
     Coarse,
     CoarseToExact,
     Dynesty,
     FlowMCMC,
     ImportanceSampler,
+    LearnedProposal,
     Nested,
     QuadratureSampler,
     Sampler,
@@ -30,6 +32,7 @@ from .samplers import (
     batch_size,
     evaluate,
 )
+from .samplers.learned import default_first
 
 # Leapfrog steps of a trajectory: seven are three doublings. Chains that move together wait for the
 # longest one.
@@ -225,6 +228,25 @@ def _of_coarse(sampler: CoarseToExact, target: Target) -> Work | None:
     return Work(share * inner.values + weighting, share * inner.gradients, inner.together)
 
 
+def _of_boosted(sampler: BoostedNested, target: Target) -> Work | None:
+    """That of both runs: the second begins near the posterior, a nat or so for a parameter."""
+    first = expected_work(sampler.first or default_first(target.dim), target)
+    second = expected_work(sampler.sampler, target)
+    if first is None or second is None:
+        return None
+    nearer = (target.dim + 5.0) / (_information(target) + 5.0)
+    return Work(first.values + nearer * second.values, first.gradients, first.together)
+
+
+def _of_learned_proposal(sampler: LearnedProposal, target: Target) -> Work | None:
+    """That of the first run, where it asks for this likelihood, and of the weights."""
+    weighting = 2.0 * sampler.num_adapt + 1.5 * sampler.target_ess
+    if sampler.cheap is not None:
+        return Work(weighting)
+    first = expected_work(sampler.first or default_first(target.dim), target)
+    return first and first._replace(values=first.values + weighting)
+
+
 _WORK: dict[type, Callable[[Any, Target], Work | None]] = {
     ImportanceSampler: _of_importance,
     QuadratureSampler: _of_quadrature,
@@ -234,6 +256,8 @@ _WORK: dict[type, Callable[[Any, Target], Work | None]] = {
     Dynesty: _of_dynesty,
     Until: _of_until,
     CoarseToExact: _of_coarse,
+    BoostedNested: _of_boosted,
+    LearnedProposal: _of_learned_proposal,
 }
 
 

@@ -235,7 +235,12 @@ def _edge_notes(
         low, high = (float(bound) for bound in bounds[name])
         if not np.isfinite(high - low) or not low < high:
             continue
-        place = (np.ravel(draws[name]) - low) / (high - low)
+        x = np.ravel(draws[name])
+        if low > 0 and high > 100 * low:
+            # Over decades, a fiftieth of the range is one of the logarithm.
+            place = np.log(x / low) / np.log(high / low)
+        else:
+            place = (x - low) / (high - low)
         for side, value, from_bound in (("lower", low, place), ("upper", high, 1 - place)):
             last = weight[from_bound < 0.02].sum()
             before = weight[(from_bound >= 0.02) & (from_bound < 0.04)].sum()

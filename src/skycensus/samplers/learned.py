@@ -218,6 +218,11 @@ class First(NamedTuple):
         return Problem.of("learned", f"{told} ({self.num_likelihoods:.4g} likelihoods)")
 
 
+def default_first(dim: int) -> Nested:
+    """Nested sampling at a low resolution."""
+    return Nested(num_live=_NUM_LIVE, num_inner_steps=_SWEEPS * dim)
+
+
 def first_run(
     sampler: Sampler | None, target: Target, key: Any, progress: Progress | None, part: Part
 ) -> First:
@@ -231,7 +236,7 @@ def first_run(
             "a proposal can be learned for hyperparameters alone, not for latent parameters of "
             "objects; use NUTS."
         )
-    chosen = sampler or Nested(num_live=_NUM_LIVE, num_inner_steps=_SWEEPS * target.dim)
+    chosen = sampler or default_first(target.dim)
     # Kept with the target, so that it is compiled once for all runs.
     cube = target.__dict__.setdefault("_as_cube_target", CubeTarget(target))
     found = run_once(chosen, cube, key, progress, part)
