@@ -260,3 +260,17 @@ def test_photons_on_the_sky_and_in_energy(rng):
     figure = counts_spectrum([run], tree, {"star": 1.0, "ccr": 0.1}, per_decade=3)
     drawn(figure)
     assert {"star", "ccr", "photons"} <= set(words(figure).split())
+
+
+def test_regions_hold_what_they_say_and_fill_the_axes():
+    from skycensus.plots.regions import _edges, regions
+
+    x, y = np.meshgrid(np.linspace(-10, 10, 201), np.linspace(-10, 10, 201))
+    log_density = -0.5 * (x**2 + (y / 0.5) ** 2)
+    held = np.exp(log_density)
+    for level, edge in zip((0.95, 0.68), _edges(log_density, (0.68, 0.95)), strict=True):
+        assert abs(held[log_density >= edge].sum() / held.sum() - level) < 0.01
+    figure = regions(x, y, {"a": log_density}, lines={"b": log_density}, truth=(0.1, 0.2))
+    low, high = figure.axes[0].get_xlim()
+    # Of a normal distribution in two dimensions, 95 % lie within 2.45 standard deviations.
+    assert -3.2 < low < -2.4 and 2.4 < high < 3.2

@@ -23,7 +23,7 @@ from skycensus.statistics import information_gain, information_gain_of, tension
 
 SHARED = {"depth": dist.Uniform(0.0, 1.0), "centre": dist.Uniform(60.0, 90.0)}
 TRUTH = {"depth": 0.45, "centre": 76.0}
-WIDTH, NOISE, NUM_COEFFICIENTS = 3.0, 0.06, 8
+WIDTH, NOISE, NUM_COEFFICIENTS = 3.0, 0.03, 8
 
 
 class Instrument(NamedTuple):

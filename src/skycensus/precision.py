@@ -20,8 +20,8 @@ so that the second average takes no pairs of points: it is that of the averaged 
 The logarithm of a noisy sum is too small as well, by half its variance to first order: $\ln\hat L$
 by $\frac12 \sum_i \operatorname{var}\ln\hat m_i$, and with a rate of "shape" too large by $\frac N2
 \operatorname{var}\ln\hat m_\det$ (the selection of a Poisson rate enters without a logarithm).
-Where that changes over the posterior it pulls the posterior away from populations that the draws hardly
-resolve; weighting its draws by the inverse shows how far.
+Where that changes over the posterior it pulls the posterior away from populations that the draws
+hardly resolve; weighting its draws by the inverse shows how far.
 """
 
 from __future__ import annotations

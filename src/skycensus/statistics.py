@@ -112,7 +112,9 @@ def information_gain(
     inside, log_own = _log_prob(prior, own), _log_prob(posterior, own)
     # Where the density leaks out of the prior there is nothing to compare with.
     kept = np.isfinite(inside)
-    mine = _moments(log_own[kept] - inside[kept], np.zeros(kept.sum()))
+    # Farther out than any draw, the density's tails are nobody's measurement.
+    own_ratio = np.maximum(log_own[kept] - inside[kept], ratio.min())
+    mine = _moments(own_ratio, np.zeros(kept.sum()))
     spread = [
         _values(_moments(_log_prob(member, theta) - log_prior, log_weight))
         for member in _replicas(posterior)

@@ -39,11 +39,13 @@ def regions(
     with style():
         figure = Figure(figsize=(5.2, 4.2))
         axes = figure.subplots()
+        shown = np.zeros(np.shape(x), bool)
         for colour, (name, log_density) in zip(COLOURS, log_densities.items(), strict=False):
             edges = _edges(log_density, levels)
             shades = [to_rgba(colour, a) for a in np.linspace(0.25, 0.6, len(levels))]
             axes.contourf(x, y, log_density, [*edges, np.inf], colors=shades)
             axes.plot([], [], color=colour, lw=6, alpha=0.5, label=name)
+            shown |= np.asarray(log_density) >= edges[0]
         for i, log_density in enumerate((lines or {}).values()):
             edges = _edges(log_density, levels)
             axes.contour(x, y, log_density, edges, colors="black", linewidths=0.8, linestyles="-")
@@ -51,9 +53,16 @@ def regions(
                 axes.plot([], [], color="black", lw=0.8, label="exact")
         if truth is not None:
             axes.plot(*truth, "+", color=TRUTH, ms=10, mew=2, label="truth")
-        axes.set(xlabel=labels[0], ylabel=labels[1])
+        axes.set(xlabel=labels[0], ylabel=labels[1], xlim=_around(x, shown), ylim=_around(y, shown))
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, columnspacing=1.0)
     return saved(figure, path)
+
+
+def _around(x: np.ndarray, shown: np.ndarray) -> tuple[float, float]:
+    """The range of the points that are shown and a tenth more on either side, within the grid."""
+    low, high = x[shown].min(), x[shown].max()
+    margin = 0.1 * (high - low)
+    return max(low - margin, x.min()), min(high + margin, x.max())
 
 
 def _edges(log_density: Any, levels: tuple[float, ...]) -> list[float]:
