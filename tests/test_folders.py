@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from skycensus import InputError
-from skycensus.folders import absolute, check_folder, locked, new_folder
+from skycensus.folders import absolute, check_folder, locked, new_folder, write_whole
 
 MARK = "mark"
 
@@ -84,3 +84,15 @@ def test_a_folder_that_is_read_only_has_no_lock(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="cannot write"), locked(tmp_path / "a", "'out'"):
         pytest.fail("read-only")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    write_whole(path, b"one")
+    write_whole(path, b"two")
+    assert path.read_bytes() == b"two"
+    # A folder in its place cannot be replaced; what was written beside it goes again.
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        write_whole(tmp_path / "taken", b"three")
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "taken"}

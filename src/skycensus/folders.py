@@ -1,4 +1,4 @@
-"""A folder of results, in its place whole or not at all."""
+"""Folders and files of results, in their place whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import platform
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
@@ -145,6 +146,25 @@ def check_folder(out: str | Path, mark: str, *, overwrite: bool = False) -> None
 def absolute(out: str | Path) -> Path:
     """`out` as an absolute path, without following links."""
     return Path(os.path.abspath(Path(out).expanduser()))
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file in its place, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written to, or is full; nothing is left of the file.
+    """
+    # In the same folder, because a rename is atomic only within a file system.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:

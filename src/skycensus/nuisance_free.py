@@ -18,8 +18,9 @@ from jax import Array
 
 from .density import Density, Theta
 from .errors import InputError
-from .estimators.files import load_density
+from .estimators.files import density_bytes, load_density, packed
 from .estimators.learned import LearnedDensity
+from .folders import write_whole
 from .model import Target
 from .prior import Prior
 from .result import Result
@@ -137,18 +138,13 @@ class NuisanceFree:
             head["prior"] = self.prior.entries()
         else:
             raise InputError("the prior must be a Prior or a learned density to be written.")
-        draft = path.with_name(f".{path.name}.part")
-        with TemporaryDirectory() as folder:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with zipfile.ZipFile(draft, "w") as archive:
-                    archive.writestr(_HEAD, json.dumps(head, indent=1))
-                    for name, density in parts.items():
-                        archive.write(density.save(Path(folder) / f"{name}.skc"), f"{name}.skc")
-                draft.replace(path)
-            except OSError as error:
-                draft.unlink(missing_ok=True)
-                raise InputError(f"'{path}' cannot be written: {error.strerror}.") from None
+        entries = {_HEAD: json.dumps(head, indent=1).encode()}
+        entries |= {f"{name}.skc": density_bytes(density) for name, density in parts.items()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, packed(entries))
+        except OSError as error:
+            raise InputError(f"'{path}' cannot be written: {error.strerror}.") from None
         return path
 
     @classmethod

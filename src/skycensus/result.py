@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from .diagnostics import effective_sample_size, import_arviz, r_hat, scalars
 from .errors import InputError
+from .folders import write_whole
 from .status import Problem, Status
 from .weights import kish, normalised_weights, quantile, systematic
 
@@ -313,22 +311,13 @@ class Result:
         # Made in memory, because HDF5 crashes the process some time after a disk was full.
         tree = xr.DataTree.from_dict(_to_datasets(self))
         content = tree.to_netcdf(format="NETCDF4", engine="h5netcdf")
-        # In the same folder, because a rename is atomic only within a file system.
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         try:
-            with temporary.open("xb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
+            write_whole(path, content)
         except OSError as error:
             raise InputError(
                 f"cannot write {path}: {error.strerror}; choose a folder that exists, is "
                 "writable and has space, or free some."
             ) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
     @classmethod
     def load(cls, path: str | Path) -> Result:

@@ -208,60 +208,58 @@ def _log(h: Hyperparameters, given: Number | None) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerLawSpectrum:
-    """`spectrum` with `kind = "power_law"`; `amplitude` at `reference` [1/(cm² s TeV)]."""
+class _Flux:
+    """What all formulas of a flux take: `amplitude` at `reference`, between `low` and `high`."""
 
-    index: Number
     amplitude: Number | None = None
     reference: float = 1.0
     low: float = _LOW
     high: float = _HIGH
 
-    def build(self, place: Place) -> Callable[[Hyperparameters], Any]:
-        return lambda h: spectra.PowerLaw(value_of(h, self.index), **_shared(self, h))
+    def shared(self, h: Hyperparameters) -> dict[str, Any]:
+        """The arguments that they share."""
+        return {
+            "low": self.low,
+            "high": self.high,
+            "reference": self.reference,
+            "log_amplitude": _log(h, self.amplitude),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogParabolaSpectrum:
+class PowerLawSpectrum(_Flux):
+    """`spectrum` with `kind = "power_law"`; `amplitude` at `reference` [1/(cm² s TeV)]."""
+
+    index: Number
+
+    def build(self, place: Place) -> Callable[[Hyperparameters], Any]:
+        return lambda h: spectra.PowerLaw(value_of(h, self.index), **self.shared(h))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogParabolaSpectrum(_Flux):
     """`spectrum` with `kind = "log_parabola"`."""
 
     index: Number
     curvature: Number
-    amplitude: Number | None = None
-    reference: float = 1.0
-    low: float = _LOW
-    high: float = _HIGH
 
     def build(self, place: Place) -> Callable[[Hyperparameters], Any]:
         return lambda h: spectra.LogParabola(
-            value_of(h, self.index), value_of(h, self.curvature), **_shared(self, h)
+            value_of(h, self.index), value_of(h, self.curvature), **self.shared(h)
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutoffPowerLawSpectrum:
+class CutoffPowerLawSpectrum(_Flux):
     """`spectrum` with `kind = "cutoff_power_law"`; `cutoff` [TeV]."""
 
     index: Number
     cutoff: Number
-    amplitude: Number | None = None
-    reference: float = 1.0
-    low: float = _LOW
-    high: float = _HIGH
 
     def build(self, place: Place) -> Callable[[Hyperparameters], Any]:
         return lambda h: spectra.CutoffPowerLaw(
-            value_of(h, self.index), value_of(h, self.cutoff), **_shared(self, h)
+            value_of(h, self.index), value_of(h, self.cutoff), **self.shared(h)
         )
-
-
-def _shared(table: Any, h: Hyperparameters) -> dict[str, Any]:
-    return {
-        "low": table.low,
-        "high": table.high,
-        "reference": table.reference,
-        "log_amplitude": _log(h, table.amplitude),
-    }
 
 
 @dataclass(frozen=True, kw_only=True)

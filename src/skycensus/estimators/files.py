@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import InputError
+from ..folders import write_whole
 from .coordinates import Coordinates
 from .kinds import describe, rebuild
 from .learned import LearnedDensity
@@ -45,6 +44,16 @@ def save_density(density: LearnedDensity, path: str | Path, *, overwrite: bool =
         raise InputError(
             f"'{path}' exists already; give another name, or overwrite=True (--overwrite)."
         )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, density_bytes(density))
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be written: {error.strerror}.") from None
+    return path
+
+
+def density_bytes(density: LearnedDensity) -> bytes:
+    """What `save_density` writes."""
     settings, inner = describe(density.estimate)
     arrays = {f"estimate/{name}": np.asarray(x) for name, x in inner.items()}
     for name in _ARRAYS_OF_COORDINATES:
@@ -59,11 +68,22 @@ def save_density(density: LearnedDensity, path: str | Path, *, overwrite: bool =
         "provenance": density.provenance,
         "sha256": _digest(arrays),
     }
-    try:
-        _write(path, head, arrays)
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be written: {error.strerror}.") from None
-    return path
+    entries = {_HEAD: json.dumps(head, indent=1).encode()}
+    for name, x in arrays.items():
+        stream = io.BytesIO()
+        np.lib.format.write_array(stream, x, allow_pickle=False)
+        entries[f"{name}.npy"] = stream.getvalue()
+    return packed(entries)
+
+
+def packed(entries: Mapping[str, bytes]) -> bytes:
+    """A ZIP archive of the entries; the same entries give the same bytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in entries.items():
+            entry = zipfile.ZipInfo(name, _DATE)
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED, 6)
+    return stream.getvalue()
 
 
 def load_density(path: str | Path) -> LearnedDensity:
@@ -96,31 +116,6 @@ def load_density(path: str | Path) -> LearnedDensity:
         raise InputError(
             f"'{path}' lacks a part of a learned density ({error}); fit it again."
         ) from None
-
-
-def _write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-            _add(archive, _HEAD, json.dumps(head, indent=1).encode())
-            for name, x in arrays.items():
-                content = io.BytesIO()
-                np.lib.format.write_array(content, x, allow_pickle=False)
-                _add(archive, f"{name}.npy", content.getvalue())
-        # As any file that is written, not as private as a temporary one.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(draft, 0o666 & ~mask)
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
-
-
-def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    entry = zipfile.ZipInfo(name, _DATE)
-    archive.writestr(entry, content, zipfile.ZIP_DEFLATED, 6)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

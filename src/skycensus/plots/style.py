@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
+import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..errors import InputError
+from ..folders import write_whole
 
 # The palette of Okabe & Ito, darkest first: blue, vermilion, green, orange, purple, sky blue.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
@@ -70,19 +71,16 @@ def save_figures(
     for name, figure in figures.items():
         for end in formats:
             path = Path(folder) / f"{name}.{end}"
-            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+            content = io.BytesIO()
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with rc_context(STYLE):
-                    figure.savefig(temporary, format=end, bbox_inches="tight")
-                temporary.replace(path)
+                    figure.savefig(content, format=end, bbox_inches="tight")
+                write_whole(path, content.getbuffer())
             except OSError as error:
                 raise InputError(
                     f"cannot write {path}: {error.strerror}; choose a folder that is writable "
                     "and has space."
                 ) from error
-            finally:
-                with suppress(OSError):
-                    temporary.unlink()
             paths.append(path)
     return paths
