@@ -84,10 +84,10 @@ def leftovers(folder):
 def refused(copy, capsys):
     """Runs a command that must be refused; returns what it said."""
 
-    def refuse(*arguments, lines=None):
+    def refuse(*arguments, lines=None, answer=""):
         assert run(copy, *arguments) == 2
         said = capsys.readouterr()
-        assert said.out == ""
+        assert said.out.startswith(answer) and bool(said.out) == bool(answer)
         assert "Traceback" not in said.err
         told = said.err.splitlines()
         errors = [line for line in told if line.startswith("error: ")]
@@ -244,7 +244,8 @@ def test_full_disk(refused, monkeypatch, no_sampling):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(output, "write_result", full)
-    assert "No space left on device" in refused(lines=1)
+    # What was found is told before it is written.
+    assert "No space left on device" in refused(lines=1, answer="parameter ")
 
 
 def test_a_place_that_cannot_be_written(copy, capsys, monkeypatch):

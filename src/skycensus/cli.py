@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,18 +220,25 @@ def infer(
     overwrite: bool = False,
     restart: bool = False,
     extra: Callable[[Any, Path], None] | None = None,
+    quiet: bool = False,
 ) -> int:
     """Run an `output.Inference` with progress on standard error; print its table; the exit code.
 
-    `restart` and `extra`: see `output.run_analysis`.
+    `restart` and `extra`: see `output.run_analysis`. `quiet`: no progress.
     """
-    from .output import report, run_analysis
+    from .output import closing, report, run_analysis
 
-    with progress_reporter() as progress:
+    with nullcontext() if quiet else progress_reporter() as progress:
         result = run_analysis(
-            inference, out, overwrite=overwrite, restart=restart, progress=progress, extra=extra
+            inference,
+            out,
+            overwrite=overwrite,
+            restart=restart,
+            progress=progress,
+            told=lambda result: print(report(result), flush=True),
+            extra=extra,
         )
-    print(report(result, out))
+    print(closing(result, out))
     return result.status.exit_code
 
 
@@ -434,7 +441,9 @@ def _bars() -> Iterator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    # Where both are a terminal, what is printed meanwhile goes above the bars.
+    both = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=both) as bars:
         tasks: dict[str, Any] = {}
 
         def report(done: int, total: int, what: str) -> None:

@@ -90,6 +90,7 @@ def run_analysis(
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress | None = None,
+    told: Callable[[Result], None] | None = None,
     extra: Extra | None = None,
 ) -> Result:
     """Sample, and write `result.nc`, `summary.json`, `config.toml` and `figures/` into `out`.
@@ -107,6 +108,7 @@ def run_analysis(
         overwrite: replace the results of an earlier run.
         restart: discard what an interrupted run has left, rather than go on with it.
         progress: see `analysis.analyse`.
+        told: called with the result as soon as it is judged, before its figures are drawn.
         extra: called with the result and the folder in the making, to write more files.
 
     Raises:
@@ -125,6 +127,8 @@ def run_analysis(
             seconds["earlier"] = checkpoint.earlier
         provenance = {**_provenance(inference), "resumed": checkpoint.resumed}
         result = dataclasses.replace(result, seconds=seconds, provenance=provenance)
+        if told is not None:
+            told(result)
         place = new_folder(out, MARK, overwrite=overwrite, inside=checkpoint.folder)
         with checkpoint.telling(command), place as folder:
             result, fault = _written(inference, result, folder, progress, began)
@@ -375,16 +379,19 @@ def _number(x: float | None) -> str:
     return "-" if x is None else f"{x:.4g}"
 
 
-def report(result: Result, out: str | Path) -> str:
-    """The table, the evidence, the time and the place: what the command prints at the end."""
+def report(result: Result) -> str:
+    """The table, the evidence and the status: what the command prints when it knows them."""
     lines = [table(result), ""]
     if result.log_evidence is not None:
         error = result.log_evidence_error
         plus = f" +- {error:.3f}" if error is not None else ""
         lines.append(f"log evidence {result.log_evidence:.3f}{plus}")
+    lines.append(str(result.status))
+    return "\n".join(lines)
+
+
+def closing(result: Result, out: str | Path) -> str:
+    """The time and the place: what the command prints at the end."""
     parts = ("reading", "compiling", "sampling", "figures", "total")
     spent = [f"{name} {result.seconds[name]:.1f} s" for name in parts if name in result.seconds]
-    lines.append(", ".join(spent))
-    lines.append(str(result.status))
-    lines.append(f"written to {os.path.abspath(out)}")
-    return "\n".join(lines)
+    return f"{', '.join(spent)}\nwritten to {os.path.abspath(out)}"

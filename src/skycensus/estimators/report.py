@@ -10,7 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from scipy.stats import kstwobign
+from scipy.special import kolmogorov
 
 from ..keys import generator
 from ..status import Problem, Status
@@ -234,7 +234,7 @@ def _uniformity(own: np.ndarray, held: np.ndarray, weight: np.ndarray) -> Unifor
     }
     # The finite-size correction of Stephens (1970).
     root = math.sqrt(num)
-    return Uniformity(float(kstwobign.sf((root + 0.12 + 0.11 / root) * gap)), coverage)
+    return Uniformity(float(kolmogorov((root + 0.12 + 0.11 / root) * gap)), coverage)
 
 
 def classifier_score(

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..cli import count, guarded, progress_reporter, start_jax
+from ..cli import count, guarded, infer, start_jax
 from ..errors import InputError
 from .files import SamplerSettings, make_sampler, read_json, read_pmean, read_sampler
 from .model import EXTRAS, Population, make_population, resolve
@@ -150,7 +150,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
 
 def _infer(kind: str, options: Any, command: str) -> int:
     from ..folders import check_folder
-    from ..output import MARK, report, run_analysis
+    from ..output import MARK
 
     settings = read_sampler(options.sampler_cfg, kind)
     start_jax({"sampler": settings.fields})
@@ -158,18 +158,14 @@ def _infer(kind: str, options: Any, command: str) -> int:
     for note in settings.notes:
         _note(note)
     inference = build(kind, settings, options, command)
-    arguments = {
-        "overwrite": options.overwrite,
-        "restart": options.restart,
-        "extra": partial(write_chains, seed=options.seed),
-    }
-    if settings.progress:
-        with progress_reporter() as progress:
-            result = run_analysis(inference, options.out, progress=progress, **arguments)
-    else:
-        result = run_analysis(inference, options.out, **arguments)
-    print(report(result, options.out))
-    return result.status.exit_code
+    return infer(
+        inference,
+        options.out,
+        overwrite=options.overwrite,
+        restart=options.restart,
+        extra=partial(write_chains, seed=options.seed),
+        quiet=not settings.progress,
+    )
 
 
 def build(kind: str, settings: SamplerSettings, options: Any, command: str) -> Any:

@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import qmc
 
 from ..density import Density
 from ..errors import InputError
-from ..keys import generator
+from ..keys import even_points, generator
 from .samples import Samples
 
 
@@ -83,6 +82,6 @@ def _points(density: Density, key: Any, num: int) -> dict[str, np.ndarray]:
     if from_unit_cube is None:
         theta = density.sample(key, (num,))
     else:
-        u = qmc.Halton(len(density.names), scramble=True, rng=generator(key)).random(num)
-        theta = from_unit_cube(jnp.asarray(np.clip(u, 1e-12, 1 - 1e-12)))
+        u = even_points(generator(key), num, len(density.names))
+        theta = from_unit_cube(jnp.asarray(u))
     return {name: np.asarray(x, float) for name, x in theta.items()}

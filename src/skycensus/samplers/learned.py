@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from scipy.stats import qmc
 
 from ..checkpoint import Part
 from ..errors import InputError
@@ -20,7 +19,7 @@ from ..estimators.fit import fit_density
 from ..estimators.gaussian import GaussianMixture
 from ..estimators.learned import LearnedDensity
 from ..estimators.pool import Pool
-from ..keys import generator
+from ..keys import even_points, generator
 from ..model import Target
 from ..prior import Prior
 from ..result import Result
@@ -97,11 +96,8 @@ class CubeProposal:
         return np.asarray(self._density.log_prob(theta), float)
 
     def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        """Draw `num` points (num, dim), spread more evenly than independent ones would be.
-
-        The map from the cube of a scrambled Halton sequence (Owen 2017, arXiv:1706.02808).
-        """
-        v = qmc.Halton(self._density.dim, scramble=True, rng=rng).random(num)
+        """Draw `num` points (num, dim): the map from the cube of `even_points`."""
+        v = even_points(rng, num, self._density.dim)
         columns = self._density.from_unit_cube(jnp.asarray(v))
         return np.asarray(inside(_columns(self._density.names, columns)), float)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import gammaincinv, gammaln, ndtri
-from scipy.stats import qmc
 
 from ..estimators.clusters import spread_points
+from ..keys import even_points
 
 # Points that weigh less than so much of the heaviest one tell a fit nothing, and cost as much.
 _NEGLIGIBLE = 1e-9
@@ -49,14 +49,12 @@ class StudentTMixture:
         return np.logaddexp.reduce(self._log_terms(x)[0], axis=0)
 
     def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        """Draw `num` points, spread more evenly than independent ones would be.
+        """Draw `num` points from `even_points`.
 
-        They follow from a scrambled Halton sequence (Owen 2017, arXiv:1706.02808): each by itself
-        has the density of the mixture, and sums over all of them have a smaller error than sums
-        over independent draws, whose formulas for it are then conservative.
+        Each by itself has the density of the mixture, and sums over all of them have a smaller
+        error than the formulas for independent draws say.
         """
-        u = qmc.Halton(self.dim + 2, scramble=True, rng=rng).random(num)
-        u = np.clip(u, 1e-15, 1 - 1e-15)
+        u = even_points(rng, num, self.dim + 2)
         edges = np.cumsum(self.weight / self.weight.sum())
         component = np.searchsorted(edges[:-1], u[:, 0], side="right")
         z = ndtri(u[:, 2:])
