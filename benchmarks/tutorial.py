@@ -31,7 +31,7 @@ def run(folder: Path, sampler: str) -> dict:
         command = [
             sys.executable,
             "-m",
-            "skycensus.cli",
+            "skycensus",
             "run",
             str(path),
             "--out",

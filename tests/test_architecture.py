@@ -46,6 +46,7 @@ CORE = {
     "samplers",
     "statistics",
     "status",
+    "target",
     "unit_cube",
     "weights",
 }

@@ -38,7 +38,7 @@ _HOMES = {
     "Result": "result",
     "Samples": "likelihood",
     "Status": "result",
-    "Target": "model",
+    "Target": "target",
     "Until": "samplers",
     "calibrate": "calibration",
     "fit_density": "estimators",

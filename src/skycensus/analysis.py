@@ -19,11 +19,12 @@ from .blocks import in_blocks
 from .checkpoint import Checkpoint
 from .likelihood import Leafwise
 from .likelihood.latent import Latent
-from .model import HierarchicalModel, Target
+from .model import HierarchicalModel
 from .precision import likelihood_precision, precision_findings
 from .result import Result
 from .samplers import NUTS, ImportanceSampler, Progress, Sampler, evaluate, keep_record
 from .status import Problem
+from .target import Target
 from .weights import systematic
 
 Derived = Callable[[Mapping[str, Any]], Mapping[str, Any]]

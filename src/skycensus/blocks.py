@@ -65,7 +65,8 @@ def over_blocks(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
     total = len(jax.tree.leaves(rows)[0])
     num = -(-total // size)
     if num == 1:
-        return function(rows)
+        # Outside of compiled code a program for each of its steps would take far longer to make.
+        return jax.jit(lambda some: function(some))(rows)
     size = -(-total // num)
 
     def one(start: Array) -> Any:

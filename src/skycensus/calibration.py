@@ -21,10 +21,11 @@ from scipy import stats
 
 from .diagnostics import effective_sample_size, scalars
 from .errors import InputError, did_you_mean
-from .model import HierarchicalModel, Target
+from .model import HierarchicalModel
 from .prior import Prior
 from .result import Result, plain
 from .samplers import Progress, Sampler
+from .target import Target
 
 Simulate = Callable[[Any], tuple[Mapping[str, Any], HierarchicalModel | Target]]
 """key -> (truth by parameter, the analysis of data simulated from that truth)."""

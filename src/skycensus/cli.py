@@ -470,7 +470,3 @@ def _lines(every: float = 2.0) -> Callable[[int, int, str], None]:
         print(f"[{now - began:6.1f} s] {what}: {done}/{total}", file=sys.stderr, flush=True)
 
     return report
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .analysis import compile_clock, peak_memory
-from .model import HierarchicalModel, Target
+from .model import HierarchicalModel
 from .samplers import (
     NUTS,
     BoostedNested,
@@ -33,6 +33,7 @@ from .samplers import (
     evaluate,
 )
 from .samplers.learned import default_first
+from .target import Target
 
 # Leapfrog steps of a trajectory: seven are three doublings. Chains that move together wait for the
 # longest one.

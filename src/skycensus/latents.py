@@ -16,8 +16,9 @@ from .likelihood import LogMarginal
 from .likelihood.coordinates import Coordinates
 from .likelihood.formula import check_parameters
 from .likelihood.latent import Centring, Latent, envelope, fit, place
-from .model import HierarchicalModel, Target
+from .model import HierarchicalModel
 from .samplers.tempering import next_temperature
+from .target import Target
 from .weights import normalised_weights
 
 _ROUNDS = 25

@@ -15,8 +15,8 @@ from numpyro.infer import Predictive
 from numpyro.infer.util import compute_log_probs, initialize_model, unconstrain_fn
 
 from .errors import InputError
-from .model import Target
 from .prior import Prior
+from .target import Target
 from .unit_cube import from_unit_cube, num_coordinates
 
 

@@ -23,11 +23,12 @@ from .analysis import Derived, analyse
 from .checkpoint import Checkpoint, unfinished
 from .diagnostics import scalars
 from .folders import check_folder, new_folder
-from .model import HierarchicalModel, Target
+from .model import HierarchicalModel
 from .objects import ObjectPosteriors, object_posteriors, single_object
 from .predictive_checks import Measurements
 from .result import Result, plain
 from .samplers import Progress, Sampler
+from .target import Target
 from .weights import quantile
 
 # What a folder must hold to be taken for the results of an earlier run.

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..checkpoint import Part, pack, unpack
 from ..errors import InputError
-from ..model import Target
+from ..target import Target
 from . import Progress
 from .warmup import Warmup
 

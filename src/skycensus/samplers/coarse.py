@@ -14,9 +14,10 @@ from ..checkpoint import Checkpoint, Part
 from ..diagnostics import GOALS, diagnose, effective_sample_size, scalars
 from ..errors import InputError
 from ..keys import generator
-from ..model import HierarchicalModel, Target
+from ..model import HierarchicalModel
 from ..result import Result
 from ..status import Problem, Status
+from ..target import Target
 from ..weights import kish, normalised_weights, pareto_smooth, systematic
 from . import Progress, Sampler, evaluate, unconstrained
 from .until import run_until

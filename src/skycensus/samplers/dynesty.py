@@ -12,9 +12,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..keys import generator
-from ..model import Target
 from ..result import Result
 from ..status import Problem
+from ..target import Target
 from . import Progress, evaluate
 from .nested import nested_result
 from .nested_volumes import Integral

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..checkpoint import pack, unpack
 from ..errors import InputError
-from ..model import Target
+from ..target import Target
 from . import at_point, batch_size
 from .pilot import Pilot
 

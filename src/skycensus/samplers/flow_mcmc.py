@@ -16,9 +16,9 @@ from ..checkpoint import Part, pack, unpack
 from ..diagnostics import GOALS, diagnose
 from ..errors import InputError, did_you_mean
 from ..keys import generator
-from ..model import Target
 from ..result import Result
 from ..status import REMEDIES, Problem, Status
+from ..target import Target
 from ..weights import kish, log_mean_weight, pareto_k
 from . import Progress, at_point, evaluate, named_draws, require_numbers
 from .flow_chains import Chains, build, local_kernel, require_gradients, whitened

@@ -13,8 +13,8 @@ from ..checkpoint import Part
 from ..diagnostics import GOALS
 from ..errors import InputError
 from ..keys import generator
-from ..model import Target
 from ..result import Result
+from ..target import Target
 from ..weights import kish, pareto_smooth
 from . import Progress, evaluate, prior_points
 from .laplace import Mode, find_modes

@@ -15,9 +15,9 @@ from ..checkpoint import Part, pack, unpack
 from ..diagnostics import diagnose
 from ..errors import InputError
 from ..keys import generator
-from ..model import Target
 from ..result import Result
 from ..status import Problem
+from ..target import Target
 from . import Progress, batch_size, evaluate, named_draws, prior_points
 from .nested_slice import Dead, Found, first_state, iterate, remaining
 from .nested_volumes import Integral, insertion_p_value, integrate, support_volume

@@ -15,8 +15,8 @@ from numpyro.infer import NUTS as Kernel
 
 from ..checkpoint import Part
 from ..diagnostics import diagnose, effective_sample_size
-from ..model import Target
 from ..result import Result
+from ..target import Target
 from ..weights import pareto_smooth
 from . import Progress, batch_size, evaluate, named_draws, require_numbers
 from .chains import Chains, Method

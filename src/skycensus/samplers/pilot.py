@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ..errors import InputError
-from ..model import Target
+from ..target import Target
 from ..weights import normalised_weights, systematic
 from . import Progress, evaluate
 from .tempering import next_temperature

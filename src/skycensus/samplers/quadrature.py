@@ -13,9 +13,9 @@ import numpy as np
 from ..diagnostics import diagnose
 from ..errors import InputError
 from ..keys import generator
-from ..model import Target
 from ..result import Result
 from ..status import Problem
+from ..target import Target
 from ..weights import normalised_weights, systematic
 from . import Progress, evaluate, named_draws, prior_points
 from .interpolated import Interpolated

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..errors import InputError, did_you_mean
 from ..keys import generator
-from ..model import Target
 from ..prior import components
+from ..target import Target
 from . import at_point, evaluate
 from .laplace import find_modes
 

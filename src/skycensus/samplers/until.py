@@ -14,9 +14,9 @@ import numpy as np
 from ..checkpoint import Checkpoint, Part
 from ..diagnostics import diagnose
 from ..errors import InputError
-from ..model import Target
 from ..result import Result
 from ..status import Problem, Status
+from ..target import Target
 from ..weights import normalised_weights
 from . import Progress, Sampler, keep_record
 

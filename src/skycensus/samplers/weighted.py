@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..diagnostics import GOALS, diagnose
-from ..model import Target
 from ..result import Result
+from ..target import Target
 from ..weights import kish, log_mean_weight, pareto_smooth
 from . import Progress, evaluate, named_draws
 
