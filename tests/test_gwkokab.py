@@ -577,7 +577,7 @@ FREE = ["alpha_pl_0", "log_rate_0", "mmax_pl_0"]
 @pytest.mark.parametrize(
     ("main", "sampler", "chains", "draws"),
     [
-        (gwkokab.nuts_main, "nuts.json", 2, 20),
+        pytest.param(gwkokab.nuts_main, "nuts.json", 2, 20, marks=pytest.mark.slow),
         pytest.param(gwkokab.flow_mcmc_main, "flow.json", 4, 10, marks=pytest.mark.slow),
     ],
 )

@@ -248,6 +248,7 @@ def test_mixture_posterior_and_memberships_are_exact():
     np.testing.assert_allclose(objects.membership["in"], exact, atol=0.03)
 
 
+@pytest.mark.slow
 def test_truncated_latents_are_exact():
     """Distances near zero from poor parallaxes, against a grid over each object."""
     rng = np.random.default_rng(7)

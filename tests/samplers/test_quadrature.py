@@ -293,6 +293,7 @@ def test_a_shortcut_gives_what_the_target_gives(monkeypatch):
         np.testing.assert_allclose(short.draws[name].std(), draws.std(), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_shortcut_that_is_wrong_is_not_taken(monkeypatch):
     """Tables on the nodes of one interval do not integrate over another one."""
     made = many_stars(

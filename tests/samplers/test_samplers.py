@@ -13,11 +13,11 @@ from samplers.targets import gaussian, gaussian_answer
 from scipy.special import gammaln
 
 from skycensus import InputError, Prior, Target
-from skycensus.samplers import ImportanceSampler
+from skycensus.samplers import ImportanceSampler, batch_size, evaluate
 from skycensus.samplers.student_t import fit
 
 # What takes long to compile or to train: their own tests are the quick ones.
-SLOW = ("flow_mcmc", "boosted nested")
+SLOW = ("flow_mcmc", "boosted nested", "learned proposal")
 every_sampler = pytest.mark.parametrize(
     "sampler",
     [
@@ -40,6 +40,24 @@ def test_gaussian_posterior(sampler):
     assert result.status.converged, str(result.status)
     if result.log_evidence is not None:
         assert abs(result.log_evidence - log_z) < 4 * result.log_evidence_error
+
+
+def test_a_batch_is_as_large_as_what_is_made_of_the_data_allows():
+    prior = Prior({"x": dist.Normal(0.0, 1.0)})
+
+    def target(function, data):
+        return Target(prior, lambda free, data: function(free["x"], data), data=data)
+
+    few = target(lambda x, d: jnp.sum(jnp.sin(x * d)), jnp.ones(100))
+    draws = target(lambda x, d: jnp.sum(jnp.sin(x * d)), jnp.ones(500_000))
+    in_turn = target(
+        lambda x, d: jnp.sum(jax.lax.map(lambda r: jnp.sin(x * r).sum(), d)), jnp.ones((500, 1000))
+    )
+    table = target(lambda x, d: jnp.sum(d @ (x ** jnp.arange(1000))), jnp.ones((500, 1000)))
+    assert [batch_size(t) for t in (few, draws, in_turn, table)] == [64, 1, 1, 127]
+    log_l, _ = evaluate(table, np.linspace(-0.5, 0.5, 300)[:, None])
+    assert len(log_l) == 300 and log_l[150:].argmax() == 149
+    assert log_l[-1] == pytest.approx(500 / (1 - 0.5), rel=1e-9)
 
 
 @every_sampler

@@ -104,6 +104,7 @@ def brute_force(t, v, noises, periods, max_e, shape):
     return np.array(out)
 
 
+@pytest.mark.slow
 def test_eccentric_orbits_with_jitter_are_integrated_exactly():
     rng = np.random.default_rng(8)
     t = np.sort(rng.uniform(0.0, 40.0, 14))
