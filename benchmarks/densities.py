@@ -46,6 +46,7 @@ def measure(who: str, python: str, data: Path, kind: str) -> str:
     lost = "" if finite.all() else f" ({np.sum(~finite)} points of no density left out)"
     return (
         f"{gain[finite].mean():8.4f} ± {error:.4f}  {told['seconds']:7.1f} s  "
+        f"{told['cpu_seconds']:7.1f} s CPU  "
         f"{told['bytes'] / 1e6:6.3f} MB  {told['memory'] / 1e9:5.2f} GB  "
         f"{told['log_prob_per_second'] / 1e6:7.3f} M/s  {told['samples_per_second'] / 1e6:7.3f} M/s"
         f"{lost}"
@@ -67,7 +68,8 @@ def main() -> None:
             print(f"{who}: cannot be installed here", flush=True)
         else:
             runs.append((who, python, "-"))
-    print(f"{'density':10} {'by':12} {'kind':10} KL, fit, file, memory, log_prob, sample")
+    told = "KL, fit, of all cores, file, memory, log_prob, sample"
+    print(f"{'density':10} {'by':12} {'kind':10} {told}")
     for name in options.names:
         for who, python, kind in runs:
             line = measure(who, python, options.data / f"{name}.npz", kind)

@@ -1,6 +1,7 @@
 """Likelihoods with their nuisances integrated out, against linear Gaussian experiments."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 from skycensus import ImportanceSampler, InputError, Joint, Prior
-from skycensus.estimators import fit_density
+from skycensus.estimators import LearnedDensity, fit_density
 from skycensus.nuisance_free import NuisanceFree, joint_analysis, joint_target
 
 PRIOR = Prior({"a": dist.Uniform(-6.0, 6.0), "b": dist.Uniform(-6.0, 6.0)})
@@ -46,10 +47,10 @@ class Experiment:
         return {"a": x[:, 0], "b": x[:, 1]}
 
 
-def learned(experiment, seed=1, prior=PRIOR):
-    density = fit_density(
-        jax.random.key(seed), experiment.posterior(seed), kind="gaussian", support=prior
-    )
+def learned(experiment, seed=1, prior=PRIOR, size=4000):
+    draws = experiment.posterior(seed, size)
+    settings = {"kind": "gaussian", "num_bootstrap": 8, "report": False}
+    density = fit_density(jax.random.key(seed), draws, support=prior, **settings)
     return NuisanceFree(
         posterior=density,
         prior=prior,
@@ -61,6 +62,18 @@ def learned(experiment, seed=1, prior=PRIOR):
 @pytest.fixture(scope="module")
 def experiments():
     return {"first": Experiment(1), "second": Experiment(2)}
+
+
+def _without_bootstrap(density):
+    return LearnedDensity(density.names, density.coordinates, density.estimate)
+
+
+def joint_moments(experiments):
+    """Mean and covariance of all data together."""
+    one, two = experiments.values()
+    covariance = np.linalg.inv(np.linalg.inv(one.covariance) + np.linalg.inv(two.covariance))
+    first, second = (np.linalg.solve(e.covariance, e.mean) for e in (one, two))
+    return covariance @ (first + second), covariance
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +96,7 @@ def test_a_joint_analysis_is_that_of_both_data_sets(experiments, likelihoods):
         jax.random.key(3), PRIOR, likelihoods, sampler=ImportanceSampler(target_ess=4000)
     )
     one, two = experiments.values()
-    precision = np.linalg.inv(one.covariance) + np.linalg.inv(two.covariance)
-    covariance = np.linalg.inv(precision)
-    mean = covariance @ (
-        np.linalg.solve(one.covariance, one.mean) + np.linalg.solve(two.covariance, two.mean)
-    )
+    mean, covariance = joint_moments(experiments)
     rows = result.summary()
     for i, name in enumerate("ab"):
         sd = np.sqrt(covariance[i, i])
@@ -105,6 +114,34 @@ def test_a_joint_analysis_is_that_of_both_data_sets(experiments, likelihoods):
     assert result.status.converged, str(result.status)
     assert abs(result.log_evidence - exact) < 0.06
     assert result.log_evidence_error > np.hypot(0.01, 0.01)
+
+
+def test_what_few_draws_leave_open_is_stated(experiments):
+    """Densities from 40 draws: off by about what is said, and said to be too much."""
+    sampler = ImportanceSampler(target_ess=3000)
+    mean, covariance = joint_moments(experiments)
+    off, stated, kinds = [], [], set()
+    for seed in range(3):
+        few = {n: learned(one, seed=seed, size=40) for n, one in experiments.items()}
+        result = joint_analysis(jax.random.key(seed), PRIOR, few, sampler=sampler)
+        rows = result.summary()
+        for i, name in enumerate("ab"):
+            sd = np.sqrt(covariance[i, i])
+            off += [rows[name]["mean"] - mean[i], rows[name]["sd"] - sd]
+            stated += [result.measures[f"learned_error_{kind}[{name}]"] for kind in ("mean", "sd")]
+        kinds |= {problem.kind for problem in result.status.problems}
+    # A spread of eight replicas is itself known to a quarter.
+    assert 0.5 < np.sqrt(np.mean(np.square(off) / np.square(stated))) < 2.0
+    assert "learned_error" not in kinds or kinds == {"learned_error"}
+    # Without replicas nothing is said of such errors, but that.
+    plain = {n: replace(one, posterior=_without_bootstrap(one.posterior)) for n, one in few.items()}
+    result = joint_analysis(jax.random.key(9), PRIOR, plain, sampler=sampler)
+    assert not any(name.startswith("learned_error") for name in result.measures)
+    assert "experiment 'first' has no replicas" in str(result.status)
+    worse = {n: learned(one, size=8) for n, one in experiments.items()}
+    result = joint_analysis(jax.random.key(9), PRIOR, worse, sampler=sampler)
+    assert "learned_error" in {problem.kind for problem in result.status.problems}
+    assert "uncertain by" in str(result.status)
 
 
 def test_experiments_that_disagree_are_a_problem(experiments):
@@ -185,7 +222,7 @@ def test_what_does_not_belong_together_is_told(experiments, likelihoods):
     plain = NuisanceFree(
         posterior=Joint(a=dist.Normal(0.0, 1.0), b=dist.Normal(0.0, 1.0)), prior=PRIOR
     )
-    with pytest.raises(InputError, match="no ensemble"):
+    with pytest.raises(InputError, match="was not learned"):
         plain.log_likelihood_error({"a": 0.0, "b": 0.0})
 
 

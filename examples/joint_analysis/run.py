@@ -89,7 +89,12 @@ def without_nuisances(key, one: Instrument, *, kind: str = "mixture", num_live: 
     prior = Prior(SHARED)
     draws = {name: result.draws[name].ravel() for name in SHARED}
     density = fit_density(
-        jax.random.fold_in(key, 1), draws, result.log_weight.ravel(), kind=kind, support=prior
+        jax.random.fold_in(key, 1),
+        draws,
+        result.log_weight.ravel(),
+        kind=kind,
+        support=prior,
+        num_bootstrap=8,
     )
     likelihood = NuisanceFree(
         posterior=density,

@@ -17,22 +17,34 @@ import numpy as np
 from jax import Array
 
 from .density import Density, Theta
+from .diagnostics import scalars
 from .errors import InputError
-from .estimators.files import density_bytes, load_density, packed
-from .estimators.learned import LearnedDensity
-from .folders import write_whole
-from .model import Target
+from .estimators.files import density_bytes, load_density, packed, write_new
+from .estimators.learned import LearnedDensity, replica_error, replicas_of_density
 from .prior import Prior
 from .result import Result
 from .samplers import Sampler
 from .samplers.importance import ImportanceSampler
 from .status import Problem
-from .weights import log_mean_weight
+from .target import Target
+from .weights import log_mean_weight, normalised_weights, quantile
 
 # A joint posterior farther out in an experiment's own than all but this part of its draws lies
 # where the learned density has seen hardly any.
 _FAR_OUT = 1e-3
 _NUM_OWN = 4000
+
+# What is told of every parameter, and which part of its standard deviation may be uncertain.
+_LEVELS = np.array([0.05, 0.5, 0.95])
+_TOLD = {
+    "mean": "mean",
+    "sd": "standard deviation",
+    "q5": "5 % quantile",
+    "q50": "median",
+    "q95": "95 % quantile",
+}
+_TOLERATED = 0.3
+_EVIDENCE = "log_evidence"
 
 _FORMAT, _VERSION, _HEAD = "skycensus nuisance-free likelihood", 1, "likelihood.json"
 
@@ -103,14 +115,14 @@ class NuisanceFree:
         return jnp.where(known | jnp.isnan(log_prior), value, -jnp.inf)
 
     def log_likelihood_error(self, theta: Theta) -> Array:
-        """Its standard error, from the spread of the ensemble and the evidence.
+        """Its standard error, from the spread of the posterior's replicas and the evidence.
 
         Raises:
-            InputError: the density is no ensemble.
+            InputError: the posterior has no replicas.
         """
         error: Any = getattr(self.posterior, "log_prob_error", None)
         if error is None:
-            raise InputError("this posterior is no ensemble, so that nothing tells its error.")
+            raise InputError("this posterior was not learned, so that nothing tells its error.")
         return jnp.hypot(error(theta), self.log_evidence_error)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -120,9 +132,9 @@ class NuisanceFree:
             InputError: the file exists and `overwrite` is not set, the posterior is not learned, or
                 the prior is neither learned nor known by its arguments.
         """
-        path = Path(path)
-        if path.exists() and not overwrite:
-            raise InputError(f"'{path}' exists already; give another name, or overwrite=True.")
+        return write_new(path, self._bytes, overwrite=overwrite)
+
+    def _bytes(self) -> bytes:
         if not isinstance(self.posterior, LearnedDensity):
             raise InputError("only a learned posterior (fit_density) can be written to a file.")
         head: dict[str, Any] = {
@@ -140,12 +152,7 @@ class NuisanceFree:
             raise InputError("the prior must be a Prior or a learned density to be written.")
         entries = {_HEAD: json.dumps(head, indent=1).encode()}
         entries |= {f"{name}.skc": density_bytes(density) for name, density in parts.items()}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, packed(entries))
-        except OSError as error:
-            raise InputError(f"'{path}' cannot be written: {error.strerror}.") from None
-        return path
+        return packed(entries)
 
     @classmethod
     def load(cls, path: str | Path) -> NuisanceFree:
@@ -221,9 +228,14 @@ def joint_analysis(
 ) -> Result:
     r"""Sample the shared parameters of several experiments: `joint_target`, run and judged.
 
-    The error of the evidence adds, to that of the sampler, those of the experiments' evidences and
-    what the members of their ensembles make of the same draws. A joint posterior that lies where an
-    experiment had next to no draws is a problem of the status.
+    The errors that come from the learned densities are found by weighting the joint draws anew as
+    each of their replicas has it (`fit_density(..., num_bootstrap=10)`, or an ensemble of flows).
+    For every parameter `measures` has them as `learned_error_mean[a]`, `..._sd[a]` and, of the
+    5, 50 and 95 % quantiles, `..._q5[a]` and so on. They leave out what the densities' kind cannot
+    describe, which in the tails may be more. Where one is above 0.3 posterior standard
+    deviations that is a problem of the status; so is a joint posterior that lies where an
+    experiment had next to no draws. The error of the evidence adds, to that of the sampler, those
+    of the experiments' evidences and of their densities.
 
     Args:
         key: for the sampler.
@@ -245,17 +257,21 @@ def joint_analysis(
         for label, experiment in experiments.items()
         if _is_far_out(experiment, theta, result.weights.ravel())
     ]
-    variance = (result.log_evidence_error or 0.0) ** 2
-    for experiment in experiments.values():
-        variance += experiment.log_evidence_error**2
-        variance += _fit_variance(experiment, theta, result)
-    status = replace(
-        result.status,
-        converged=result.status.converged and not far,
-        problems=(*result.status.problems, *far),
+    errors = _learned_errors(experiments, theta, result)
+    found = [*far, *_uncertain(result, errors)]
+    unknown = tuple(
+        Problem.of("learned_error", f"experiment '{label}' has no replicas: its error is left out")
+        for label, experiment in experiments.items()
+        if not any(replicas_of_density(part) for part in (experiment.posterior, experiment.prior))
     )
-    error = None if result.log_evidence is None else math.sqrt(variance)
-    return replace(result, status=status, log_evidence_error=error)
+    own = [result.log_evidence_error or 0.0, errors.pop(_EVIDENCE)]
+    own += [experiment.log_evidence_error for experiment in experiments.values()]
+    return replace(
+        result,
+        status=result.status.plus(*found, notes=unknown),
+        log_evidence_error=None if result.log_evidence is None else math.hypot(*own),
+        measures={**result.measures, **errors},
+    )
 
 
 def _check_reach(label: str, experiment: NuisanceFree, prior: Prior) -> None:
@@ -283,16 +299,65 @@ def _is_far_out(experiment: NuisanceFree, theta: Theta, weight: np.ndarray) -> b
     return bool(weight[there < edge].sum() > 0.5)
 
 
-def _fit_variance(experiment: NuisanceFree, theta: Theta, result: Result) -> float:
-    """The variance of ln Z between the members of an ensemble, over their number."""
-    members: Any = getattr(experiment.posterior, "replicas", list)
-    replicas = members()
-    if len(replicas) < 2:
-        return 0.0
-    own = {name: theta[name] for name in experiment.names}
-    base = np.asarray(experiment.posterior.log_prob(own))
+def _learned_errors(
+    experiments: Mapping[str, NuisanceFree], theta: Theta, result: Result
+) -> dict[str, float]:
+    """The errors of what the joint draws tell, from all learned densities; see `joint_analysis`.
+
+    That of the evidence alone where no density has replicas.
+    """
+    draws = {name: x.ravel() for name, x in scalars(result.draws)}
     log_weight = np.log(np.maximum(result.weights.ravel(), 1e-300))
-    shifts = [
-        log_mean_weight(log_weight + np.asarray(one.log_prob(own)) - base)[0] for one in replicas
+    errors = [
+        _error_by(density, sign, {n: theta[n] for n in experiment.names}, draws, log_weight)
+        for experiment in experiments.values()
+        for density, sign in ((experiment.posterior, 1.0), (experiment.prior, -1.0))
+        if replicas_of_density(density)
     ]
-    return float(np.var(shifts, ddof=1) / len(shifts))
+    if not errors:
+        return {_EVIDENCE: 0.0}
+    labels = [f"learned_error_{kind}[{name}]" for name in draws for kind in _TOLD]
+    total = np.sqrt(np.sum(np.square(errors), axis=0))
+    return dict(zip([_EVIDENCE, *labels], map(float, total), strict=True))
+
+
+def _error_by(
+    density: Any, sign: float, theta: Theta, draws: Mapping[str, np.ndarray], log_weight: np.ndarray
+) -> np.ndarray:
+    """The errors of `_told` from one density that is a factor of the likelihood, or a divisor."""
+    base = np.asarray(density.log_prob(theta))
+
+    def told(replica: Density) -> list[float]:
+        shift = sign * (np.asarray(replica.log_prob(theta)) - base)
+        # Outside of the support, where no weight is, both are infinite.
+        return _told(draws, log_weight + np.where(np.isfinite(base), shift, 0.0))
+
+    with np.errstate(invalid="ignore"):
+        return replica_error(density, told)
+
+
+def _told(draws: Mapping[str, np.ndarray], log_weight: np.ndarray) -> list[float]:
+    """The log of the mean weight, and of every parameter the numbers of `_TOLD`."""
+    weight = normalised_weights(log_weight)
+    found = [log_mean_weight(log_weight)[0]]
+    for x in draws.values():
+        mean = float(weight @ x)
+        sd = math.sqrt(weight @ (x - mean) ** 2)
+        found += [mean, sd, *quantile(x, _LEVELS, log_weight)]
+    return found
+
+
+def _uncertain(result: Result, errors: Mapping[str, float]) -> list[Problem]:
+    """The parameters of which something is not known to a part of their standard deviation."""
+    found, rows = [], result.summary()
+    for name, _ in scalars(result.draws) if len(errors) > 1 else ():
+        row = rows[name]
+        mine = {kind: errors[f"learned_error_{kind}[{name}]"] for kind in _TOLD}
+        worst = max(mine, key=lambda kind: mine[kind])
+        if mine[worst] > _TOLERATED * row["sd"]:
+            parts = mine[worst] / row["sd"]
+            said = f"the learned densities leave the {_TOLD[worst]} of '{name}' uncertain by"
+            found.append(
+                Problem.of("learned_error", f"{said} {parts:.2g} sd (tolerated: {_TOLERATED})")
+            )
+    return found

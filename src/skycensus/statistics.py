@@ -3,7 +3,7 @@ r"""What data have taught, and whether two experiments agree: numbers, each with
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from scipy.stats import chi2, norm
 from .density import Density
 from .errors import InputError
 from .estimators.chains import read_draws
+from .estimators.learned import replica_error
 from .prior import Prior
 from .result import Result
 from .weights import kish, normalised_weights
@@ -84,7 +85,7 @@ def information_gain(
 
     Both are moments of $r = \ln q - \ln \pi$ over the posterior's draws, where q is the density
     learned from them. Three errors are added in quadrature: the Monte Carlo error of the draws,
-    from Kish's $n_\mathrm{eff}$; the spread between the members of an ensemble; and half the
+    from Kish's $n_\mathrm{eff}$; the spread of its replicas; and half the
     difference to the same moment over draws of q itself, which is zero for a density that fits.
 
     Args:
@@ -115,12 +116,12 @@ def information_gain(
     # Farther out than any draw, the density's tails are nobody's measurement.
     own_ratio = np.maximum(log_own[kept] - inside[kept], ratio.min())
     mine = _moments(own_ratio, np.zeros(kept.sum()))
-    spread = [
-        _values(_moments(_log_prob(member, theta) - log_prior, log_weight))
-        for member in _replicas(posterior)
-    ]
-    by_statistic = list(zip(*spread, strict=True)) or [(), ()]
-    return InformationGain(*map(_with_fit, _moments(ratio, log_weight), mine, by_statistic))
+    spread = replica_error(
+        posterior,
+        lambda one: _values(_moments(_log_prob(one, theta) - log_prior, log_weight)),
+    )
+    errors = np.broadcast_to(spread, 2)
+    return InformationGain(*map(_with_fit, _moments(ratio, log_weight), mine, errors))
 
 
 def information_gain_of(result: Result) -> InformationGain:
@@ -204,8 +205,7 @@ def _values(pair: tuple[Measured, Measured]) -> list[float]:
     return [one.value for one in pair]
 
 
-def _with_fit(value: Measured, own: Measured, members: Sequence[float]) -> Measured:
-    spread = float(np.std(members, ddof=1)) / math.sqrt(len(members)) if len(members) > 1 else 0.0
+def _with_fit(value: Measured, own: Measured, spread: float) -> Measured:
     misfit = 0.5 * abs(own.value - value.value)
     return value._replace(error=math.sqrt(value.error**2 + spread**2 + misfit**2))
 
@@ -214,11 +214,6 @@ def _sum(*terms: tuple[Measured, float]) -> Measured:
     """A sum of independent numbers with factors."""
     value = sum(factor * one.value for one, factor in terms)
     return Measured(value, math.hypot(*(factor * one.error for one, factor in terms)))
-
-
-def _replicas(density: Density) -> list[Density]:
-    replicas: Callable[[], list[Density]] | None = getattr(density, "replicas", None)
-    return [] if replicas is None else replicas()
 
 
 def _check_same(names: tuple[str, ...], prior: Density | Prior) -> None:

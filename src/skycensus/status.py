@@ -41,6 +41,10 @@ REMEDIES: Mapping[str, str] = MappingProxyType(
         "less itself",
         "extrapolated": "its learned likelihood is hardly more than a guess there, and the "
         "experiments disagree: draw more of its posterior, or sample the full joint likelihood",
+        "unforeseen": "give the first run more points, or another kind of density; or sample from "
+        "the prior itself, and compare",
+        "learned_error": "fit the densities to more draws; num_bootstrap=10 tells what their draws "
+        "leave open",
         "learned": "a longer first run, or another kind of density, makes a better proposal",
         "prior_edge": "the bound may set this result, not the data: widen the prior unless the "
         "bound is physical",

@@ -112,14 +112,24 @@ def test_tables(tmp_path, delimiter, start):
     assert read_chains(path).log_weight is None
 
 
-def test_arrays_and_parquet(tmp_path):
+def test_arrays(tmp_path):
     np.savez(tmp_path / "x.npz", a=X[:, 0], b=X[:, 1], log_weight=np.log(WEIGHT))
     check(read_chains(tmp_path / "x.npz"))
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    table = pyarrow.table({"a": X[:, 0], "b": X[:, 1], "weights": WEIGHT})
-    parquet.write_table(table, tmp_path / "x.parquet")
-    check(read_chains(tmp_path / "x.parquet"))
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="absent: pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="absent: pyarrow")
+    path = tmp_path / "x.parquet"
+    table = {"a": X[:, 0], "b": X[:, 1], "weights": WEIGHT}
+    parquet.write_table(pyarrow.table(table), path)
+    check(read_chains(path))
+    parquet.write_table(pyarrow.table(table | {"note": ["x"] * len(X)}), path)
+    with pytest.raises(InputError, match=r"x.parquet is not a Parquet table of numbers"):
+        read_chains(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"x.parquet is not a Parquet table of numbers"):
+        read_chains(path)
 
 
 def test_results_and_arviz(tmp_path):

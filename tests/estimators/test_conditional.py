@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from skycensus import InputError
-from skycensus.estimators import fit_conditional
+from skycensus.estimators import ConditionalDensity, fit_conditional, load_density
 
 
 def pairs(num=1500):
@@ -42,6 +42,30 @@ def test_given_a_context_it_is_a_density_as_any_other(density, tmp_path):
         given.log_prob({"x": x}), density.log_prob({"x": x}, {"c": 0.5}), rtol=1e-5
     )
     given.save(tmp_path / "given.skc")
+
+
+def test_it_comes_back_from_a_file_to_the_bit(density, tmp_path):
+    path = density.save(tmp_path / "pairs.skc")
+    again = ConditionalDensity.load(path)
+    assert again.names == density.names and again.context_names == density.context_names
+    assert again.architecture == density.architecture
+    before, after = (
+        jax.tree.leaves([density.members, density.coordinates]),
+        jax.tree.leaves([again.members, again.coordinates]),
+    )
+    for one, other in zip(before, after, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    x, c = {"x": jnp.linspace(-9.0, 11.0, 1024)}, {"c": 0.5}
+    np.testing.assert_array_equal(again.log_prob(x, c), density.log_prob(x, c))
+    again.save(path, overwrite=True)
+    with pytest.raises(InputError, match="exists already"):
+        density.save(path)
+    with pytest.raises(InputError, match=r"conditional density; give one.*ConditionalDensity.load"):
+        load_density(path)
+    other = density.given(c).save(tmp_path / "given.skc")
+    with pytest.raises(InputError, match=r"no file of a skycensus cond.*read it with load_density"):
+        ConditionalDensity.load(other)
 
 
 def test_bad_input_is_told(density):

@@ -64,7 +64,7 @@ def without_head(name, content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_version, "format version 99, and this skycensus knows version 1; update skycensus"),
+        (with_version, "format version 99, and this skycensus knows version 2; update skycensus"),
         (with_other_numbers, "was changed after it was written"),
         (without_head, "is an archive, but no density of skycensus"),
     ],

@@ -64,7 +64,7 @@ def test_error_is_that_of_the_mean_of_replicas():
     both = LearnedDensity(names, coordinates, half)
     part = each.mean() / (each.mean() + each[0])
     np.testing.assert_allclose(both.log_prob_error(theta), part * expected, rtol=1e-9)
-    with pytest.raises(InputError, match="is no ensemble"):
+    with pytest.raises(InputError, match="has no replicas"):
         LearnedDensity(names, coordinates, members[0]).log_prob_error(theta)
 
 

@@ -62,6 +62,18 @@ def test_one_mode_is_one_piece():
 
 
 @pytest.mark.slow
+def test_flows_of_all_pieces_are_trained_together():
+    """Pieces of different sizes, each as good as a Gaussian of its own draws."""
+    z = two_modes(3000, 2)
+    settings = {"layers": 1, "width": 8, "max_epochs": 30, "batch_size": 200, "num_members": 2}
+    flows = fitted(z, piece="maf", num_pieces=2, settings=settings)
+    assert [len(part.inner.members) for part in flows.estimate.members] == [2, 2]
+    plain = fitted(z, piece="gaussian", num_pieces=2)
+    fresh = dict(zip("ab", two_modes(4000, 9).T, strict=True))
+    assert abs(np.mean(flows.log_prob(fresh)) - np.mean(plain.log_prob(fresh))) < 0.03
+
+
+@pytest.mark.slow
 def test_pieces_may_be_bounded_and_of_any_kind():
     z = np.abs(two_modes(800, 4))
     support = {"a": (0.0, 20.0), "b": (0.0, np.inf)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from skycensus import InputError
-from skycensus.estimators.training import Settings, train
+from skycensus.estimators.training import Rows, Settings, train
 
 
 def log_prob(weights, x):
@@ -22,9 +22,7 @@ def trained(settings, held_out, *, start=-2.0, seed=0, weight=None, told=None):
         jax.random.key(seed),
         log_prob,
         [jnp.array([[start], [start + 0.5]])],
-        [x],
-        weight,
-        ([held_out], np.full(len(held_out), 1 / len(held_out))),
+        [Rows((x,), weight, (held_out,), np.full(len(held_out), 1 / len(held_out)))],
         settings,
         progress=told,
     )
@@ -55,6 +53,23 @@ def test_weights_of_draws_count():
     x = rng.normal(2.0, 1.0, 200)
     done = trained(settings, held_out, weight=heavy)
     np.testing.assert_allclose(done.weights[0][0, 0], x[x > 2.5].mean(), atol=0.12)
+
+
+def test_several_sets_are_trained_together_each_by_its_own_draws():
+    """Sets of different sizes: what fills up the smaller one has no weight."""
+    rng = np.random.default_rng(2)
+    sets = [rng.normal(loc, 1.0, (size, 1)) for loc, size in ((2.0, 200), (-3.0, 70))]
+    done = train(
+        jax.random.key(0),
+        log_prob,
+        [jnp.zeros((4, 1))],
+        [Rows((x,), np.full(len(x), 1 / len(x)), (x,), np.full(len(x), 1 / len(x))) for x in sets],
+        Settings(60, 50, 0.1, 0.0),
+    )
+    means = np.repeat([x.mean() for x in sets], 2)
+    np.testing.assert_allclose(done.weights[0][:, 0], means, atol=0.05)
+    best = [log_prob([m], x).mean() for m, x in zip(done.weights[0][::2], sets, strict=True)]
+    np.testing.assert_allclose(done.score.max(0)[::2], best, rtol=1e-5)
 
 
 def test_the_key_alone_decides():

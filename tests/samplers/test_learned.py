@@ -25,8 +25,10 @@ from skycensus import (
     QuadratureSampler,
     Target,
 )
+from skycensus.result import Result
 from skycensus.samplers import evaluate
 from skycensus.samplers.learned import LOG_DENSITY, CubeProposal, CubeTarget, coordinates, learn
+from skycensus.status import Status
 
 QUICK = ImportanceSampler(num_adapt=300, target_ess=600)
 
@@ -276,7 +278,7 @@ def test_what_is_left_of_the_information_is_little(boosted):
 @pytest.mark.parametrize("name", ["weights of a mixture", "edges", "shells", "five modes", "12-D"])
 def test_plain_and_boosted_agree(name, sized):
     """Over seeds: within their errors of each other, for fewer likelihoods times variance."""
-    target, num = two_modes() if name == "12-D" else CASES[name].make(), sized(full=20, small=2)
+    target, num = two_modes() if name == "12-D" else CASES[name].make(), sized(full=20, small=1)
     keys = [jax.random.key(seed) for seed in range(num)]
     plain = [Nested().run(target, key) for key in keys]
     fast = [BoostedNested().run(target, key) for key in keys]
@@ -303,6 +305,56 @@ def test_dynesty_can_be_boosted():
     sampler = BoostedNested(sampler=Dynesty(num_live=150), first=Dynesty(num_live=50))
     result = sampler.run(case.make(), jax.random.key(0))
     assert abs(result.log_evidence - case.log_evidence) < 4 * result.log_evidence_error
+
+
+# ---- what the first run has missed ---------------------------------------------------------------
+
+
+def two_islands() -> Target:
+    """Modes of equal weight at -4 and 4, each 1 % of the prior: ln Z = -ln 20."""
+    prior = Prior({"a": dist.Uniform(-10.0, 10.0)})
+
+    def log_likelihood(h, data):
+        islands = dist.Normal(jnp.array([-4.0, 4.0]), 0.1).log_prob(h["a"])
+        return jax.nn.logsumexp(islands) - jnp.log(2.0)
+
+    return Target(prior, log_likelihood)
+
+
+class OneIsland:
+    """A first run that has met the mode at -4 alone."""
+
+    def run(self, target, key, *, progress=None, checkpoint=None):
+        a = -4.0 + 0.1 * np.random.default_rng(0).standard_normal(500)
+        draws = dict.fromkeys(target.names, (a[None] + 10.0) / 20.0)
+        return Result(draws, Status(True), measures={"num_likelihoods": 500.0})
+
+
+def share_right(result):
+    return float(result.weights[result.draws["a"] > 0].sum())
+
+
+def test_a_mode_that_the_first_run_missed_is_told_or_mended():
+    sampler = LearnedProposal(first=OneIsland(), density="gaussian", max_refits=0, target_ess=50)
+    missed = sampler.run(two_islands(), jax.random.key(0))
+    told = {p.kind: p.message for p in missed.status.problems}
+    assert "next to nothing: the first run did not meet it" in told["unforeseen"]
+    mended = replace(sampler, density="mixture", max_refits=5, target_ess=1000)
+    result = mended.run(two_islands(), jax.random.key(0))
+    assert result.status.converged, str(result.status)
+    assert result.measures["num_refits"] > 0
+    assert abs(share_right(result) - 0.5) < 0.1
+    assert abs(result.log_evidence + np.log(20.0)) < 4 * result.log_evidence_error
+
+
+@pytest.mark.slow
+def test_nested_sampling_tells_of_a_mode_that_the_first_run_missed():
+    sampler = BoostedNested(
+        sampler=Nested(num_live=200), first=OneIsland(), density="gaussian", prior_share=0.3
+    )
+    result = sampler.run(two_islands(), jax.random.key(2))
+    assert share_right(result) > 0.05
+    assert "unforeseen" in {problem.kind for problem in result.status.problems}
 
 
 # ---- what is refused -----------------------------------------------------------------------------

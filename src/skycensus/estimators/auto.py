@@ -45,7 +45,8 @@ def fit_auto(
     Args:
         kinds: which are tried; by default those that suit the number of parameters and the bounds.
         settings: of each kind, by its name.
-        notes: gets the held-out score and the weight of every kind.
+        notes: gets the held-out score and the weight of every kind, and under "chosen" the kinds
+            that have a weight and their settings.
     """
     kinds = _suitable(coordinates) if kinds is None else tuple(kinds)
     if not kinds or "auto" in kinds:
@@ -60,17 +61,22 @@ def fit_auto(
     # Training stops by one half of the held-out draws, which flatters what it has picked there: the
     # other half chooses.
     (stop, stop_weight), (held, held_weight) = _halves(*validation)
-    members, scores = [], []
+    members, scores, chosen = [], [], {}
     for i, (kind, k) in enumerate(zip(kinds, jax.random.split(key, len(kinds)), strict=True)):
         fit = fitter(kind)
-        given = wanted(fit, coordinates=coordinates, names=names, notes={})
+        own_notes: dict[str, Any] = {}
+        given = wanted(fit, coordinates=coordinates, names=names, notes=own_notes)
         own = {**given, **_SETTINGS.get(kind, {}), **settings.get(kind, {})}
         member = fit(k, z, weight, validation=(stop, stop_weight), **own)
         members.append(member)
+        chosen[kind] = {**settings.get(kind, {}), **own_notes.get("chosen", {})}
         scores.append(log_prob_at(member, held))
         if progress is not None:
             progress(i + 1, len(kinds), f"fitting ({kind})")
-    return _chosen(kinds, members, np.stack(scores), held_weight, notes)
+    found = _chosen(kinds, members, np.stack(scores), held_weight, notes)
+    kept = [kind for kind in kinds if notes["weight"][kind] > 0]
+    notes["chosen"] = {"kinds": kept, "settings": {kind: chosen[kind] for kind in kept}}
+    return found
 
 
 def _halves(z: np.ndarray, weight: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

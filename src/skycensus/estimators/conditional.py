@@ -3,6 +3,7 @@ r"""Densities of some parameters given others, $q(\theta \mid c)$, learned from 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -15,12 +16,14 @@ from ..blocks import over_blocks
 from ..density import Theta, check_names
 from ..errors import InputError, did_you_mean
 from .coordinates import Coordinates, declared, stacked, standardised, to_standard
+from .files import archive, arrays_of, coordinates_of, parts_of, read_archive, write_new
 from .fit import check_draws, check_inside, split, with_source
-from .flows import Architecture, Flow, train_flows
+from .flows import Architecture, Flow, check_architecture, train_flows
 from .learned import LearnedDensity, from_unit_cube_at, log_prob_at
 from .pool import BLOCK, pooled
-from .training import Settings
+from .training import Rows, Settings
 
+_FORMAT = "skycensus conditional density"
 _KINDS = ("maf", "maf_spline", "spline", "realnvp")
 
 
@@ -88,6 +91,56 @@ class ConditionalDensity:
         x = self._over_rows(from_unit_cube_at, *_together(u, c))
         return {name: x[..., i] for i, name in enumerate(self.names)}
 
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write it to one file, without draws or code; see `skycensus.estimators.files`.
+
+        Raises:
+            InputError: the file exists and `overwrite` is not set, or it cannot be written.
+        """
+        return write_new(path, self._bytes, overwrite=overwrite)
+
+    def _bytes(self) -> bytes:
+        head = {
+            "names": list(self.names),
+            "context_names": list(self.context_names),
+            "periodic": list(self.coordinates.periodic),
+            "architecture": self.architecture._asdict(),
+            "num_members": len(self.members),
+            "num_weights": len(self.members[0]),
+        }
+        arrays = {
+            f"{k}/weight_{i}": np.asarray(w)
+            for k, weights in enumerate(self.members)
+            for i, w in enumerate(weights)
+        }
+        arrays |= arrays_of(self.coordinates, "coordinates")
+        arrays |= arrays_of(self.context_coordinates, "context")
+        return archive(_FORMAT, head, arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ConditionalDensity:
+        """Read a file of `save`: the same density to the bit (where JAX has 64 bits).
+
+        Raises:
+            InputError: a file that is missing, truncated, changed, of another kind or of a
+                version that is not known.
+        """
+        head, arrays = read_archive(path, _FORMAT)
+        with parts_of(path):
+            architecture = Architecture(**head["architecture"])
+            check_architecture(architecture, head["num_members"])
+            return cls(
+                head["names"],
+                head["context_names"],
+                coordinates_of(arrays, "coordinates", head["periodic"]),
+                coordinates_of(arrays, "context", [False] * len(head["context_names"])),
+                [
+                    [jnp.asarray(arrays[f"{k}/weight_{i}"]) for i in range(head["num_weights"])]
+                    for k in range(head["num_members"])
+                ],
+                architecture,
+            )
+
     def _over_rows(self, function: Any, points: Array, context: Array) -> Array:
         """`function(density at the context, point)` for each of the points (..., d)."""
         c, _ = self.context_coordinates.forward(context)
@@ -132,7 +185,7 @@ def fit_conditional(
     held_out: float = 0.1,
     progress: Any = None,
     num_members: int = 4,
-    layers: int = 8,
+    layers: int = 5,
     width: int = 32,
     depth: int = 1,
     bins: int = 8,
@@ -170,19 +223,12 @@ def fit_conditional(
     coordinates = standardised(plain, x, weight)
     scale = standardised(declared(context_names, None), c, weight)
     split_key, train_key = jax.random.split(key)
-    rows = np.concatenate([to_standard(coordinates, x), to_standard(scale, c)], axis=1)
-    z, weight, (held, held_weight) = split(split_key, rows, weight, held_out)
+    both = np.concatenate([to_standard(coordinates, x), to_standard(scale, c)], axis=1)
+    z, weight, (held, held_weight) = split(split_key, both, weight, held_out)
     a = Architecture(kind, len(names), len(context_names), layers, width, depth, bins)
-    members = train_flows(
-        train_key,
-        a,
-        num_members,
-        np.split(z, [len(names)], axis=1),
-        weight,
-        (np.split(held, [len(names)], axis=1), held_weight),
-        _settings(training),
-        progress,
-    )
+    columns, out = (tuple(np.split(x, [len(names)], axis=1)) for x in (z, held))
+    rows = [Rows(columns, weight, out, held_weight)]
+    members = train_flows(train_key, a, num_members, rows, _settings(training), progress)
     return ConditionalDensity(names, context_names, coordinates, scale, members, a)
 
 

@@ -91,8 +91,7 @@ class Coordinates(eqx.Module):
         # Points that are not inside take the place of one that is: their gradients stay finite.
         x = jnp.where(self.inside(x)[..., None], x, self._somewhere())
         y, log_slope = self._free(x)
-        columns = (y - self.mean).reshape(-1, self.dim).T
-        z = jax.scipy.linalg.solve_triangular(self.root, columns, lower=True).T.reshape(y.shape)
+        z = whitened(y - self.mean, self.root)
         log_det = log_slope.sum(-1) - jnp.log(jnp.diagonal(self.root)).sum()
         return jnp.clip(z, -_FARTHEST, _FARTHEST), log_det
 
@@ -147,6 +146,15 @@ class Coordinates(eqx.Module):
         if self.above[i]:
             return high - jnp.exp(jnp.minimum(-y, _largest(y)))
         return y
+
+
+def whitened(step: Array, root: Array) -> Array:
+    r"""$L^{-1} s$ for steps (..., d) and a lower triangular L (d, d)."""
+    # Small, and inverted once for all points: a solver would be called with all of them, and start
+    # threads of its own that wait for each other.
+    eye = jnp.eye(len(root), dtype=root.dtype)
+    inverse = jax.scipy.linalg.solve_triangular(root, eye, lower=True)
+    return jnp.einsum("ij,...j->...i", inverse, step)
 
 
 def _probit(from_low: Array, from_high: Array) -> Array:

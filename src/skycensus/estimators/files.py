@@ -7,7 +7,8 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +19,46 @@ import numpy as np
 from ..errors import InputError
 from ..folders import write_whole
 from .coordinates import Coordinates
-from .kinds import describe, rebuild
+from .kinds import describe_parts, rebuild_parts
 from .learned import LearnedDensity
 from .report import Report
 
 _FORMAT = "skycensus density"
-_VERSION = 1
+_VERSION = 2
 _HEAD = "density.json"
 # Of entries of the archive: the same density gives the same bytes.
 _DATE = (1980, 1, 1, 0, 0, 0)
 _ARRAYS_OF_COORDINATES = ("low", "high", "cut", "mean", "root")
 
+_READERS = {_FORMAT: "load_density", "skycensus conditional density": "ConditionalDensity.load"}
+
+Arrays = Mapping[str, np.ndarray]
+
 
 def save_density(density: LearnedDensity, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a density to one file, in its place whole or not at all.
-
-    A ZIP archive of `density.json` (format, version, names, settings, report, a SHA-256 of the
-    arrays) and one `.npy` entry per array. No draws are in it, and nothing that is executed.
+    """Write a density to one file, in its place whole or not at all; see `archive`.
 
     Raises:
         InputError: the file exists and `overwrite` is not set, or it cannot be written.
+    """
+    return write_new(path, lambda: density_bytes(density), overwrite=overwrite)
+
+
+def write_new(path: str | Path, content: Callable[[], bytes], *, overwrite: bool) -> Path:
+    """Write what `content` returns to a file that is new, or may be written over.
+
+    Raises:
+        InputError: it exists and `overwrite` is not set, or it cannot be written.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise InputError(
             f"'{path}' exists already; give another name, or overwrite=True (--overwrite)."
         )
+    whole = content()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, density_bytes(density))
+        write_whole(path, whole)
     except OSError as error:
         raise InputError(f"'{path}' cannot be written: {error.strerror}.") from None
     return path
@@ -54,21 +66,44 @@ def save_density(density: LearnedDensity, path: str | Path, *, overwrite: bool =
 
 def density_bytes(density: LearnedDensity) -> bytes:
     """What `save_density` writes."""
-    settings, inner = describe(density.estimate)
-    arrays = {f"estimate/{name}": np.asarray(x) for name, x in inner.items()}
-    for name in _ARRAYS_OF_COORDINATES:
-        arrays[f"coordinates/{name}"] = np.asarray(getattr(density.coordinates, name))
+    every = {"estimate": density.estimate}
+    every |= {f"bootstrap {k}": one for k, one in enumerate(density.bootstrap)}
+    settings, inner = describe_parts(every)
+    arrays = {name: np.asarray(x) for name, x in inner.items()}
     head = {
-        "format": _FORMAT,
-        "version": _VERSION,
         "names": list(density.names),
         "periodic": list(density.coordinates.periodic),
-        "estimate": settings,
+        "estimates": settings,
         "report": None if density.report is None else density.report.as_dict(),
         "provenance": density.provenance,
-        "sha256": _digest(arrays),
     }
-    entries = {_HEAD: json.dumps(head, indent=1).encode()}
+    return archive(_FORMAT, head, arrays | arrays_of(density.coordinates, "coordinates"))
+
+
+def arrays_of(coordinates: Coordinates, prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of coordinates, as "prefix/name"."""
+    return {f"{prefix}/{n}": np.asarray(getattr(coordinates, n)) for n in _ARRAYS_OF_COORDINATES}
+
+
+def coordinates_of(arrays: Arrays, prefix: str, periodic: Sequence[bool]) -> Coordinates:
+    """The inverse of `arrays_of`."""
+    found = {name: arrays[f"{prefix}/{name}"] for name in _ARRAYS_OF_COORDINATES}
+    made = Coordinates(found["low"], found["high"], periodic=periodic)
+    return eqx.tree_at(
+        lambda c: [getattr(c, name) for name in _ARRAYS_OF_COORDINATES],
+        made,
+        [jnp.asarray(x) for x in found.values()],
+    )
+
+
+def archive(kind: str, head: Mapping[str, Any], arrays: Arrays) -> bytes:
+    """A ZIP archive of `density.json` and one `.npy` entry per array.
+
+    The head says which `kind` of file and version it is, and has a SHA-256 of the arrays. No draws
+    are in it, and nothing that is executed.
+    """
+    whole = {"format": kind, "version": _VERSION, **head, "sha256": _digest(arrays)}
+    entries = {_HEAD: json.dumps(whole, indent=1).encode()}
     for name, x in arrays.items():
         stream = io.BytesIO()
         np.lib.format.write_array(stream, x, allow_pickle=False)
@@ -93,36 +128,42 @@ def load_density(path: str | Path) -> LearnedDensity:
         InputError: a file that is missing, truncated, changed, of another format or of a version
             that is not known.
     """
-    head, arrays = _read(Path(path))
-    try:
-        parts = {n.removeprefix("coordinates/"): x for n, x in arrays.items()}
-        coordinates = Coordinates(parts["low"], parts["high"], periodic=head["periodic"])
-        coordinates = eqx.tree_at(
-            lambda c: [getattr(c, name) for name in _ARRAYS_OF_COORDINATES],
-            coordinates,
-            [jnp.asarray(parts[name]) for name in _ARRAYS_OF_COORDINATES],
-        )
-        inner = {
-            n.removeprefix("estimate/"): x for n, x in arrays.items() if n.startswith("estimate/")
-        }
+    head, arrays = read_archive(path, _FORMAT)
+    with parts_of(path):
+        estimate, *bootstrap = rebuild_parts(head["estimates"], arrays).values()
         return LearnedDensity(
             head["names"],
-            coordinates,
-            rebuild(head["estimate"], inner),
+            coordinates_of(arrays, "coordinates", head["periodic"]),
+            estimate,
+            bootstrap=bootstrap,
             report=None if head["report"] is None else Report.from_dict(head["report"]),
             provenance=head["provenance"],
         )
+
+
+@contextmanager
+def parts_of(path: str | Path) -> Iterator[None]:
+    """What is missing within is told as a fault of the file."""
+    try:
+        yield
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"'{path}' lacks a part of a learned density ({error}); fit it again."
         ) from None
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The head and the arrays of a file of `archive`.
+
+    Raises:
+        InputError: a file that is missing, truncated, changed, of another kind or of a version
+            that is not known.
+    """
+    path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
             head = json.loads(archive.read(_HEAD))
-            _check_head(path, head)
+            _check_head(path, head, kind)
             arrays = {}
             for name in archive.namelist():
                 if name.endswith(".npy"):
@@ -153,11 +194,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return head, arrays
 
 
-def _check_head(path: Path, head: Any) -> None:
-    if not isinstance(head, dict) or head.get("format") != _FORMAT:
+def _check_head(path: Path, head: Any, kind: str) -> None:
+    found = head.get("format") if isinstance(head, dict) else None
+    if found != kind:
         raise InputError(
-            f"'{path}' is no density of skycensus; give a file that density.save or skycensus fit "
-            "has written."
+            f"'{path}' is no file of a {kind}"
+            + (f", but of a {found}" if found else "")
+            + f"; give one, or read it with {_READERS.get(str(found), 'what has written it')}."
         )
     if head.get("version") != _VERSION:
         raise InputError(

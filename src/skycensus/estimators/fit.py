@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import InputError, did_you_mean
 from ..keys import generator
 from ..weights import kish, normalised_weights
+from . import Estimate
 from .chains import Draws, read_draws
 from .coordinates import Coordinates, declared, standardised, to_standard
 from .kinds import fitter, wanted
@@ -41,6 +42,7 @@ def fit_density(
     kind: str = "auto",
     support: Any = None,
     held_out: float = 0.1,
+    num_bootstrap: int = 0,
     report: bool = True,
     progress: Any = None,
     **settings: Any,
@@ -61,6 +63,10 @@ def fit_density(
             a parameter that is not named has no bounds, or those that a chain's file declares. It
             is never taken from the draws.
         held_out: the part of the total weight that is held out.
+        num_bootstrap: how often the density is fitted again with random weights of the draws, which
+            tells the error of all that is said from it (`LearnedDensity.replicas`): exponential
+            ones, the Bayesian bootstrap (Rubin 1981, Annals of Statistics 9, 130). Numbers of
+            components and kinds that were chosen by trying are kept.
         report: whether to compare the density with the draws (see `Report`).
         progress: called as progress(done, total, what) now and then.
         settings: what the kind's own function `fit_<kind>` takes.
@@ -77,6 +83,8 @@ def fit_density(
     check_inside(names, x, plain)
     coordinates = standardised(plain, x, weight)
     check_settings(kind, fit, settings)
+    if num_bootstrap < 0 or num_bootstrap == 1:
+        raise InputError(f"num_bootstrap={num_bootstrap} has no spread; give 0, or 2 or more.")
     split_key, fit_key, report_key = jax.random.split(key, 3)
     parts = split(split_key, to_standard(coordinates, x), weight, held_out)
     notes: dict[str, Any] = {"kind": kind, "num_draws": len(x), "held_out": held_out}
@@ -84,11 +92,32 @@ def fit_density(
     estimate = fit(
         fit_key, parts.z, parts.weight, validation=parts.validation, progress=progress, **settings
     )
-    density = LearnedDensity(names, coordinates, estimate, provenance=notes)
+    if "notes" in settings:
+        # What was chosen by trying is not tried again.
+        settings |= {"notes": {}, **notes.pop("chosen", {})}
+    bootstrap = _bootstrap(jax.random.fold_in(fit_key, 1), fit, parts, num_bootstrap, settings)
+    density = LearnedDensity(names, coordinates, estimate, bootstrap=bootstrap, provenance=notes)
     if report:
         scores = notes.get("held_out_score")
         density.report = make_report(report_key, density, *parts, scores=scores)
     return density
+
+
+def _bootstrap(
+    key: Any, fit: Any, parts: Split, num: int, settings: Mapping[str, Any]
+) -> list[Estimate]:
+    """Fits with random weights of the draws: together where the kind can, else one by one."""
+    if num == 0:
+        return []
+    rng = generator(key)
+    weights = [_sum_one(parts.weight * rng.exponential(size=len(parts.z))) for _ in range(num)]
+    if hasattr(fit, "several"):
+        every = [parts.validation] * num
+        return fit.several(key, [parts.z] * num, weights, validation=every, **settings)
+    return [
+        fit(one, parts.z, weight, validation=parts.validation, **settings)
+        for one, weight in zip(jax.random.split(key, num), weights, strict=True)
+    ]
 
 
 def split(key: Any, z: np.ndarray, weight: np.ndarray, held_out: float) -> Split:

@@ -4,15 +4,14 @@ A flow is a chain of layers. Each transforms every coordinate monotonically in a
 reads off other coordinates: the earlier ones (masked autoregressive; Papamakarios et al. 2017,
 arXiv:1705.07057) or the first half (coupling; Dinh et al. 2017, arXiv:1605.08803). The transform is
 affine or a rational-quadratic spline (Durkan et al. 2019, arXiv:1906.04032). Between layers the
-coordinates are mixed linearly.
-
-Hidden layers are bounded (tanh), so that a flow is a plain affine map far out: finite anywhere.
+coordinates are mixed linearly (`layers.py`).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -20,29 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import paramax
-from flowjax.bijections import (
-    AbstractBijection,
-    Affine,
-    Chain,
-    Coupling,
-    Invert,
-    MaskedAutoregressive,
-    Permute,
-    Scan,
-    TriangularAffine,
-)
+from flowjax.bijections import AbstractBijection, Chain, Coupling, Invert, Scan
 from jax import Array
 from jax.scipy.special import ndtr, ndtri
 
 from ..errors import InputError
 from . import Estimate
+from .layers import ACTIVATION, Affine, Autoregressive, InSingle, Linear, RationalQuadratic
 from .pool import pooled
-from .training import Settings, Weights, train
-
-# Splines reach this far in standardised coordinates; beyond, they are the identity.
-_REACH = 5.0
-# The least width and height of a bin, and the least slope, in units of their average.
-_LEAST = 1e-2
+from .training import Rows, Settings, Weights, train
 
 
 class Architecture(NamedTuple):
@@ -127,83 +112,6 @@ def _as(weights: Weights, dtype: Any) -> Weights:
     return tuple(w.astype(dtype) if jnp.issubdtype(w.dtype, jnp.floating) else w for w in weights)
 
 
-class RationalQuadratic(AbstractBijection):
-    r"""A monotone rational-quadratic spline of [-5, 5] onto itself, the identity outside.
-
-    The slope is one at both ends, so that the density is continuous there. Bins are chosen by
-    comparing with every knot: there are few, and no value is gathered from memory.
-    """
-
-    widths: Array
-    heights: Array
-    slopes: Array
-    shape: tuple[int, ...]
-    cond_shape: None
-
-    def __init__(self, bins: int):
-        self.shape, self.cond_shape = (), None
-        self.widths = jnp.zeros(bins)
-        self.heights = jnp.zeros(bins)
-        self.slopes = jnp.zeros(bins - 1)
-
-    def _bin(self, value: Array, of: str) -> tuple[Array, ...]:
-        """The ends of the bin with `value` in x or y, its width, height and slopes at the ends."""
-        x, width = _knots(self.widths)
-        y, height = _knots(self.heights)
-        knots = x if of == "x" else y
-        ends = jnp.ones(1, self.slopes.dtype)
-        slope = _LEAST + (1.0 - _LEAST) * jax.nn.softplus(self.slopes) / np.log(2.0)
-        slope = jnp.concatenate([ends, slope, ends])
-        above = value >= knots[1:-1]
-        after = jnp.concatenate([above, jnp.zeros(1, bool)])
-        here = jnp.concatenate([jnp.ones(1, bool), above]) & ~after
-        columns = (x[:-1], y[:-1], width, height, slope[:-1], slope[1:])
-        return tuple(jnp.sum(jnp.where(here, column, 0.0)) for column in columns)
-
-    def transform_and_log_det(self, x: Any, condition: Any = None) -> tuple[Array, Array]:
-        inside = jnp.abs(x) < _REACH
-        within = jnp.where(inside, x, 0.0)
-        x0, y0, width, height, left, right = self._bin(within, "x")
-        t = (within - x0) / width
-        y, log_det = _rational(t, width, height, left, right)
-        return jnp.where(inside, y0 + y, x), jnp.where(inside, log_det, 0.0)
-
-    def inverse_and_log_det(self, y: Any, condition: Any = None) -> tuple[Array, Array]:
-        inside = jnp.abs(y) < _REACH
-        within = jnp.where(inside, y, 0.0)
-        x0, y0, width, height, left, right = self._bin(within, "y")
-        slope, up = height / width, within - y0
-        bend = left + right - 2.0 * slope
-        a = height * (slope - left) + up * bend
-        b = height * left - up * bend
-        c = -slope * up
-        root = jnp.sqrt(jnp.maximum(b**2 - 4.0 * a * c, 0.0))
-        t = jnp.clip(-2.0 * c / (b + root), 0.0, 1.0)
-        _, log_det = _rational(t, width, height, left, right)
-        return jnp.where(inside, x0 + t * width, y), jnp.where(inside, -log_det, 0.0)
-
-
-def _knots(free: Array) -> tuple[Array, Array]:
-    """Knots from -5 to 5 and the lengths between them."""
-    bins = len(free)
-    length = 2.0 * _REACH * (_LEAST / bins + (1.0 - _LEAST) * jax.nn.softmax(free))
-    inner = jnp.cumsum(length)[:-1] - _REACH
-    end = jnp.full(1, _REACH, free.dtype)
-    return jnp.concatenate([-end, inner, end]), length
-
-
-def _rational(
-    t: Array, width: Array, height: Array, left: Array, right: Array
-) -> tuple[Array, Array]:
-    """The rise from the left end at t in [0, 1], and the log of the slope there."""
-    slope = height / width
-    both = t * (1.0 - t)
-    below = slope + (left + right - 2.0 * slope) * both
-    rise = height * (slope * t**2 + left * both) / below
-    above = right * t**2 + 2.0 * slope * both + left * (1.0 - t) ** 2
-    return rise, 2.0 * jnp.log(slope) + jnp.log(above) - 2.0 * jnp.log(below)
-
-
 def random_weights(key: Any, a: Architecture) -> Weights:
     """The arrays of a flow that nothing was learned by yet."""
     skeleton(a)
@@ -234,53 +142,38 @@ def _build(key: Any, a: Architecture) -> AbstractBijection:
 
 def _layer(key: Any, a: Architecture) -> AbstractBijection:
     network_key, mix_key = jax.random.split(key)
+    transformer: Any = RationalQuadratic if a.kind in ("maf_spline", "spline") else Affine
+    num_free = 3 * a.bins - 1 if transformer is RationalQuadratic else 2
     network: dict[str, Any] = {
         "dim": a.dim,
         "cond_dim": a.context or None,
         "nn_width": a.width,
         "nn_depth": a.depth,
-        "nn_activation": jnp.tanh,
-        "transformer": _transformer(a),
     }
     if a.kind in ("maf", "maf_spline"):
-        made: AbstractBijection = MaskedAutoregressive(network_key, **network)
+        network |= {"transformer": transformer, "num_free": num_free}
+        made: AbstractBijection = Autoregressive(network_key, **network)
     else:
-        made = Coupling(network_key, untransformed_dim=a.dim // 2, **network)
-    return Chain([made, *_mixing(mix_key, a.dim)])
-
-
-def _transformer(a: Architecture) -> AbstractBijection:
-    if a.kind in ("maf_spline", "spline"):
-        return RationalQuadratic(a.bins)
-    # A slope that is bounded from below: no draw can get a spike of its own.
-    scale: Any = paramax.Parameterize(lambda x: jax.nn.softplus(x) + _LEAST, jnp.asarray(0.5413))
-    return eqx.tree_at(lambda one: one.scale, Affine(), scale)
-
-
-def _mixing(key: Any, dim: int) -> list[AbstractBijection]:
-    """A permutation and a linear map, as a product of triangular ones that begins at identity."""
-    order = jnp.flip(jnp.arange(dim)) if dim == 2 else jax.random.permutation(key, dim)
-    one = jnp.eye(dim)
-    return [
-        TriangularAffine(jnp.zeros(dim), one),
-        TriangularAffine(jnp.zeros(dim), one, lower=False),
-        Permute(order),
-    ]
+        network |= {"untransformed_dim": a.dim // 2, "nn_activation": ACTIVATION}
+        plain = Coupling(network_key, transformer=transformer(jnp.zeros(num_free)), **network)
+        made = eqx.tree_at(lambda c: c.conditioner, plain, replace_fn=InSingle)
+    order = jnp.flip(jnp.arange(a.dim)) if a.dim == 2 else jax.random.permutation(mix_key, a.dim)
+    return Chain([made, Linear(order)])
 
 
 # ---- fitting -------------------------------------------------------------------------------------
 
 
-def fit_flow(
+def fit_flows(
     key: Any,
-    z: np.ndarray,
-    weight: np.ndarray,
+    z: Sequence[np.ndarray],
+    weight: Sequence[np.ndarray],
     *,
-    validation: tuple[np.ndarray, np.ndarray],
+    validation: Sequence[tuple[np.ndarray, np.ndarray]],
     kind: str,
     progress: Any = None,
     num_members: int = 4,
-    layers: int = 8,
+    layers: int = 5,
     width: int = 32,
     depth: int = 1,
     bins: int = 8,
@@ -289,11 +182,12 @@ def fit_flow(
     learning_rate: float = 5e-3,
     weight_decay: float = 1e-4,
     patience: int = 40,
-) -> Estimate:
-    """Train flows from different starts, all at once; the estimate is the mean of their densities.
+) -> list[Estimate]:
+    """Train flows for one or more sets of draws, from different starts, all at once.
 
     Args:
-        num_members: how many flows.
+        z, weight, validation: of every set; its estimate is the mean of the densities of its flows.
+        num_members: how many flows a set has.
         layers: how many transforms follow each other.
         width: units of a hidden layer of the networks, of which there are `depth`.
         bins: of a spline.
@@ -302,51 +196,68 @@ def fit_flow(
     Raises:
         InputError: settings out of range, or an affine flow over one parameter.
     """
-    architecture = Architecture(kind, z.shape[1], 0, layers, width, depth, bins)
+    a = Architecture(kind, z[0].shape[1], 0, layers, width, depth, bins)
     settings = Settings(max_epochs, batch_size, learning_rate, weight_decay, patience)
-    rows = ([z], weight, ([validation[0]], validation[1]))
-    members = train_flows(key, architecture, num_members, *rows, settings, progress)
-    flows = [Flow(weights, architecture) for weights in members]
-    return pooled(flows, replicas=True)
+    rows = [Rows((x,), w, (v,), u) for x, w, (v, u) in zip(z, weight, validation, strict=True)]
+    flows = [Flow(w, a) for w in train_flows(key, a, num_members, rows, settings, progress)]
+    each = [flows[i : i + num_members] for i in range(0, len(flows), num_members)]
+    return [pooled(members, replicas=True) for members in each]
 
 
-fit_maf = functools.partial(fit_flow, kind="maf")
-fit_maf_spline = functools.partial(fit_flow, kind="maf_spline", layers=3)
-fit_spline = functools.partial(fit_flow, kind="spline", layers=6, max_epochs=150)
-fit_realnvp = functools.partial(fit_flow, kind="realnvp")
+class FlowFit:
+    """The function `fit_<kind>` of a kind of flow, with settings that suit it: `fit_flows` of one.
+
+    `several` is `fit_flows` itself: sets of draws whose flows are trained together.
+    """
+
+    def __init__(self, **preset: Any):
+        self.several: Callable[..., list[Estimate]] = functools.partial(fit_flows, **preset)
+        self.__signature__ = inspect.signature(self.several)
+
+    def __call__(
+        self, key: Any, z: np.ndarray, weight: np.ndarray, *, validation: Any, **settings: Any
+    ) -> Estimate:
+        return self.several(key, [z], [weight], validation=[validation], **settings)[0]
+
+
+fit_maf = FlowFit(kind="maf")
+fit_maf_spline = FlowFit(kind="maf_spline", layers=3)
+fit_spline = FlowFit(kind="spline", layers=6, max_epochs=150)
+fit_realnvp = FlowFit(kind="realnvp", layers=8)
 
 
 def train_flows(
     key: Any,
     a: Architecture,
     num_members: int,
-    draws: Sequence[np.ndarray],
-    weight: np.ndarray,
-    validation: tuple[Sequence[np.ndarray], np.ndarray],
+    rows: Sequence[Rows],
     settings: Settings,
     progress: Any = None,
 ) -> list[Weights]:
-    """The weights of every member; `draws` are points and, where there is one, their context.
+    """The weights of every member, those of the first set of draws first.
+
+    Args:
+        num_members: of every set.
+        rows: whose columns are points and, where there is one, their context.
 
     Raises:
         InputError: settings out of range, or an affine flow over one parameter.
     """
     check_architecture(a, num_members)
+    num = num_members * len(rows)
     start_key, train_key = jax.random.split(key)
     with jax.enable_x64(False):
-        starts = [random_weights(k, a) for k in jax.random.split(start_key, num_members)]
+        starts = [random_weights(k, a) for k in jax.random.split(start_key, num)]
     trained = train(
         train_key,
         lambda weights, z, *context: flow_log_prob(weights, a, z, *context),
         [np.stack(w) for w in zip(*starts, strict=True)],
-        draws,
-        weight,
-        validation,
+        rows,
         settings,
         progress=progress,
         what=f"training {a.kind}",
     )
-    return [tuple(w[k] for w in trained.weights) for k in range(num_members)]
+    return [tuple(w[k] for w in trained.weights) for k in range(num)]
 
 
 def check_architecture(a: Architecture, num_members: int) -> None:

@@ -181,6 +181,7 @@ def fit_mixture(
     *,
     validation: tuple[np.ndarray, np.ndarray],
     progress: Any = None,
+    notes: dict[str, Any] | None = None,
     num_components: int | None = None,
     num_starts: int = 3,
 ) -> GaussianMixture:
@@ -190,6 +191,7 @@ def fit_mixture(
     it has settled. Sizes grow until the score of the held-out draws has stopped growing.
 
     Args:
+        notes: gets the size under "chosen".
         num_components: a size of one's own choice, instead of trying.
         num_starts: starts per size.
     """
@@ -211,6 +213,8 @@ def fit_mixture(
         if since == 3:
             break
     assert best is not None
+    if notes is not None:
+        notes["chosen"] = {"num_components": len(best.weight)}
     return GaussianMixture(
         jnp.log(jnp.asarray(best.weight)), jnp.asarray(best.loc), jnp.asarray(best.root)
     )

@@ -2,7 +2,8 @@ r"""`LearnedDensity`: an estimate in standardised coordinates as a density over 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..density import Theta, check_names
 from ..errors import InputError, did_you_mean
 from . import Estimate
 from .coordinates import Coordinates, Periodic, stacked
-from .pool import BLOCK, has_replicas, log_prob_variance, replicas_of
+from .pool import BLOCK, each, has_replicas, log_prob_variance, replicas_of
 
 
 class LearnedDensity:
@@ -40,12 +41,14 @@ class LearnedDensity:
         coordinates: Coordinates,
         estimate: Estimate,
         *,
+        bootstrap: Sequence[Estimate] = (),
         report: Any = None,
         provenance: Mapping[str, Any] | None = None,
     ):
         self.names = tuple(names)
         self.coordinates = coordinates
         self.estimate = estimate
+        self.bootstrap = tuple(bootstrap)
         self.report = report
         self.provenance = dict(provenance or {})
 
@@ -74,23 +77,29 @@ class LearnedDensity:
         return self._at(log_prob_at, self._points(theta))
 
     def log_prob_error(self, theta: Theta) -> Array:
-        r"""The standard error of $\ln q(\theta)$, from the spread of the ensemble.
+        r"""The standard error of $\ln q(\theta)$, from the spread of what `replicas` returns.
 
         Raises:
-            InputError: a parameter is missing, or the density is no ensemble.
+            InputError: a parameter is missing, or the density has no replicas.
         """
+        points = self._points(theta)
+        if self.bootstrap:
+            return self._at(_bootstrap_error, points, self.bootstrap)
         if not has_replicas(self.estimate):
             raise InputError(
-                "this density is no ensemble, so that nothing tells its error; fit it with "
-                "num_members=4 or more."
+                "this density has no replicas, so that nothing tells its error; fit it with "
+                "num_bootstrap=10, or as a flow with num_members=4."
             )
-        return self._at(_log_prob_error, self._points(theta))
+        return self._at(_log_prob_error, points)
 
     def replicas(self) -> list[LearnedDensity]:
-        """The density as each member of its ensemble has it; none where it is no ensemble."""
-        return [
-            LearnedDensity(self.names, self.coordinates, one) for one in replicas_of(self.estimate)
-        ]
+        """Densities that differ as this one may differ from the truth; none where it has no such.
+
+        Those of the bootstrap where it was made: they know that the draws are few. Else the density
+        as each member of its ensemble has it: these know what training scatters.
+        """
+        every = self.bootstrap or replicas_of(self.estimate)
+        return [LearnedDensity(self.names, self.coordinates, one) for one in every]
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> dict[str, Array]:
         """Draws by name: `from_unit_cube` of uniform numbers."""
@@ -181,7 +190,7 @@ class LearnedDensity:
         check_names(self.names, theta)
         return stacked(self.names, theta)
 
-    def _at(self, function: Any, points: Array) -> Array:
+    def _at(self, function: Any, points: Array, estimate: Any = None) -> Array:
         """`function(coordinates, estimate, points)`, block by block, on all cores if it can be."""
         shape, dim = points.shape[:-1], points.shape[-1]
         if dim != self.dim:
@@ -189,7 +198,7 @@ class LearnedDensity:
                 f"points have {dim} coordinates, but the density is over {list(self.names)}."
             )
         rows = points.reshape(-1, dim)
-        parts = (self.coordinates, self.estimate)
+        parts = (self.coordinates, self.estimate if estimate is None else estimate)
         if isinstance(rows, jax.core.Tracer) or len(rows) <= BLOCK:
             values = _in_blocks(function, *parts, rows)
         else:
@@ -199,6 +208,28 @@ class LearnedDensity:
             done = on_all_cores(lambda block: _compiled(function, *parts, block), blocks)
             values = jnp.concatenate(list(done))[: len(rows)]
         return values.reshape(*shape, *values.shape[1:])
+
+
+def replica_error(density: Any, number: Callable[[Any], Any]) -> np.ndarray:
+    """The standard error of numbers that rest on a density, from what they are for its replicas.
+
+    The spread of the values; divided by the root of their number for an ensemble, whose mean the
+    density is. Zero for a density that was not learned, or has fewer than two replicas.
+
+    Args:
+        number: of a replica, an array of any shape.
+    """
+    values = np.array([number(one) for one in replicas_of_density(density)], float)
+    if len(values) < 2:
+        return np.zeros(values.shape[1:])
+    whole = bool(getattr(density, "bootstrap", ()))
+    return values.std(axis=0, ddof=1) / (1.0 if whole else math.sqrt(len(values)))
+
+
+def replicas_of_density(density: Any) -> list[Any]:
+    """Its `replicas`; none for a density that has no such method."""
+    replicas: Any = getattr(density, "replicas", list)
+    return replicas()
 
 
 @eqx.filter_jit
@@ -221,6 +252,12 @@ def log_prob_at(coordinates: Coordinates, estimate: Estimate, x: Array) -> Array
 def _log_prob_error(coordinates: Coordinates, estimate: Estimate, x: Array) -> Array:
     variance = log_prob_variance(estimate, coordinates.forward(x)[0])
     return jnp.where(coordinates.inside(x), jnp.sqrt(variance), jnp.nan)
+
+
+def _bootstrap_error(coordinates: Coordinates, replicas: Sequence[Estimate], x: Array) -> Array:
+    z, _ = coordinates.forward(x)
+    values = jnp.stack(each(replicas, "log_prob", z))
+    return jnp.where(coordinates.inside(x), jnp.std(values, axis=0, ddof=1), jnp.nan)
 
 
 def from_unit_cube_at(coordinates: Coordinates, estimate: Estimate, u: Array) -> Array:

@@ -43,6 +43,7 @@ def fit_piecewise(
     coordinates: Coordinates,
     names: Sequence[str],
     progress: Any = None,
+    notes: dict[str, Any] | None = None,
     piece: str = "mixture",
     num_pieces: int | None = None,
     max_pieces: int = 8,
@@ -52,9 +53,11 @@ def fit_piecewise(
     r"""A sum of estimates of clusters of draws, by the weight of each cluster.
 
     Draws are clustered by k-means. The number of clusters has the best held-out score; one is
-    among those tried. Every piece is fitted in coordinates standardised by its own draws.
+    among those tried. Every piece is fitted in coordinates standardised by its own draws; flows of
+    all pieces are trained together.
 
     Args:
+        notes: gets the number of pieces under "chosen".
         piece: the kind of the pieces.
         num_pieces: how many, instead of trying.
         max_pieces: the most that are tried.
@@ -86,7 +89,7 @@ def fit_piecewise(
             _Draws(z, weight),
             _Draws(*validation),
             centres,
-            lambda own: _fitter(piece, own, names, settings or {}),
+            partial(_fitted, piece=piece, names=names, settings=settings or {}),
             coordinates,
         )
         score = log_prob_at(made, validation[0])
@@ -99,6 +102,8 @@ def fit_piecewise(
         if since == 2:
             break
     assert best is not None
+    if notes is not None:
+        notes["chosen"] = {"num_pieces": len(best.members)}
     return best
 
 
@@ -113,34 +118,48 @@ def _pieces(
     draws: _Draws,
     held: _Draws,
     centres: np.ndarray,
-    fit: Callable[[Coordinates], Callable[..., Estimate]],
+    fit: Callable[..., list[Estimate]],
     coordinates: Coordinates,
 ) -> Pool:
     """One estimate per centre, of the draws that are nearest to it."""
     label, held_label = nearest_centre(draws.z, centres), nearest_centre(held.z, centres)
-    parts: list[Estimate] = []
-    masses = []
+    own, outs, places = [], [], []
     for k in range(len(centres)):
         mine = _part(draws, label == k)
         mean, root = moments(mine.z, mine.weight)
         # Pieces without a draw held out are judged by the draws they learn from.
         out = _part(held, held_label == k) if held.weight[held_label == k].sum() > 0 else mine
-        inner = fit(_standardised(coordinates, mean, root))(
-            jax.random.fold_in(key, k),
-            _own(mine.z, mean, root),
-            mine.weight,
-            validation=(_own(out.z, mean, root), out.weight),
-        )
-        parts.append(Shifted(inner, jnp.asarray(mean), jnp.asarray(root)))
-        masses.append(draws.weight[label == k].sum())
-    return Pool(parts, masses)
+        own.append(_Draws(_own(mine.z, mean, root), mine.weight))
+        outs.append(_Draws(_own(out.z, mean, root), out.weight))
+        places.append((mean, root))
+    made = fit(key, own, outs, [_standardised(coordinates, *place) for place in places])
+    parts: list[Estimate] = [
+        Shifted(inner, jnp.asarray(mean), jnp.asarray(root))
+        for inner, (mean, root) in zip(made, places, strict=True)
+    ]
+    return Pool(parts, [draws.weight[label == k].sum() for k in range(len(centres))])
 
 
-def _fitter(
-    piece: str, coordinates: Coordinates, names: Sequence[str], settings: Mapping[str, Any]
-) -> Callable[..., Estimate]:
+def _fitted(
+    key: Any,
+    draws: Sequence[_Draws],
+    held: Sequence[_Draws],
+    coordinates: Sequence[Coordinates],
+    *,
+    piece: str,
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+) -> list[Estimate]:
+    """One estimate for each set of draws: together where the kind can, else one by one."""
     fit = fitter(piece)
-    return partial(fit, **wanted(fit, coordinates=coordinates, names=names, notes={}), **settings)
+    if hasattr(fit, "several"):
+        z, weight = zip(*draws, strict=True)
+        return fit.several(key, z, weight, validation=held, **settings)
+    made = []
+    for k, (one, out, place) in enumerate(zip(draws, held, coordinates, strict=True)):
+        given = wanted(fit, coordinates=place, names=names, notes={})
+        made.append(fit(jax.random.fold_in(key, k), *one, validation=out, **given, **settings))
+    return made
 
 
 def _standardised(whole: Coordinates, mean: np.ndarray, root: np.ndarray) -> Coordinates:

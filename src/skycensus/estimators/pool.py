@@ -54,13 +54,13 @@ class Pool(eqx.Module):
 
     def log_terms(self, z: Array) -> Array:
         r"""$\ln w_k q_k(z)$, with the members first: (..., d) -> (k, ...)."""
-        values = _each(self.members, "log_prob", z)
+        values = each(self.members, "log_prob", z)
         return jnp.stack(values) + self.log_weight.reshape(-1, *[1] * (z.ndim - 1))
 
     def from_unit_cube(self, u: Array) -> Array:
         """The first coordinate chooses the member; what is left of it is a uniform number again."""
         chosen, u = choose(self.log_weight, u)
-        points = _each(self.members, "from_unit_cube", u)
+        points = each(self.members, "from_unit_cube", u)
         out = points[0]
         for k, point in enumerate(points[1:], start=1):
             out = jnp.where((chosen == k)[..., None], point, out)
@@ -160,7 +160,7 @@ def _is_replicas(node: Any) -> bool:
     return isinstance(node, Pool) and node.replicas
 
 
-def _each(members: Sequence[Estimate], method: str, points: Array) -> list[Array]:
+def each(members: Sequence[Estimate], method: str, points: Array) -> list[Array]:
     """A method of every member at the same points; members of one structure in one go."""
     groups: dict[Any, list[int]] = {}
     for k, member in enumerate(members):

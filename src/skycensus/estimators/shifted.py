@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from . import Estimate
+from .coordinates import whitened
 from .kinds import describe_parts, rebuild_parts
 from .pool import log_prob_variance
 
@@ -39,9 +39,7 @@ class Shifted(eqx.Module):
         return log_prob_variance(self.inner, self._own(z))
 
     def _own(self, z: Array) -> Array:
-        columns = (z - self.mean).reshape(-1, z.shape[-1]).T
-        own = jax.scipy.linalg.solve_triangular(self.root, columns, lower=True)
-        return own.T.reshape(z.shape)
+        return whitened(z - self.mean, self.root)
 
     def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         settings, arrays = describe_parts({"inner": self.inner})

@@ -57,22 +57,20 @@ class _State(NamedTuple):
     best_score: Array
 
 
-class _Rows(NamedTuple):
-    """Draws to learn from and draws held out: columns (n, ...) and weights (n,)."""
+class Rows(NamedTuple):
+    """Draws to learn from and draws held out: columns (n, ...), and weights (n,) of sum one."""
 
-    draws: tuple[Array, ...]
-    weight: Array
-    held_out: tuple[Array, ...]
-    held_out_weight: Array
+    draws: tuple[Any, ...]
+    weight: Any
+    held_out: tuple[Any, ...]
+    held_out_weight: Any
 
 
 def train(
     key: Any,
     log_prob: LogProb,
     weights: Sequence[Any],
-    draws: Sequence[np.ndarray],
-    weight: np.ndarray,
-    validation: tuple[Sequence[np.ndarray], np.ndarray],
+    rows: Sequence[Rows],
     settings: Settings,
     *,
     progress: Any = None,
@@ -87,8 +85,9 @@ def train(
     Args:
         log_prob: of one member; see `LogProb`.
         weights: each (member, ...). Integer arrays are constants.
-        draws: columns (n, ...) that `log_prob` takes.
-        weight: (n,), of sum one; `validation` holds the same of the held-out draws.
+        rows: the draws, columns that `log_prob` takes. Of several sets each belongs to equally
+            many of the members, in order: several ensembles, trained together. An epoch is then as
+            long for each as for the largest set.
         progress: called as progress(epoch, max_epochs, what) now and then.
 
     Raises:
@@ -96,10 +95,9 @@ def train(
     """
     _check(settings)
     with jax.enable_x64(False):
-        # Weights of mean one: the learning rate then means the same for any number of draws.
-        columns = (tuple(draws), weight * len(weight), *map(_as_tuple, validation))
-        rows = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _Rows(*columns))
         every = [_single(w) for w in weights]
+        num = len(every[0])
+        shared = _alike(rows, num // len(rows))
         is_free = [jnp.issubdtype(w.dtype, jnp.floating) for w in every]
         free = tuple(w for w, flag in zip(every, is_free, strict=True) if flag)
         fixed = tuple(w for w, flag in zip(every, is_free, strict=True) if not flag)
@@ -108,13 +106,12 @@ def train(
             one, other = iter(free), iter(fixed)
             return tuple(next(one) if flag else next(other) for flag in is_free)
 
-        optimiser = _optimiser(settings, len(weight))
+        optimiser = _optimiser(settings, shared.weight.shape[1])
         stage = _stage(lambda free, *a: log_prob(whole(free, a[0]), *a[1:]), optimiser, settings)
-        num = len(every[0])
         worst = jnp.full(num, -jnp.inf, jnp.float32)
         start = _State(free, jax.vmap(optimiser.init)(free), free, worst)
         keys = jax.random.split(key, (num, settings.max_epochs))
-        state, scores = _run(stage, start, fixed, keys, rows, settings, progress, what)
+        state, scores = _run(stage, (start, fixed, keys, shared), settings, progress, what)
         if not np.isfinite(np.asarray(state.best_score)).all():
             raise InputError(
                 "training never reached a finite score; lower learning_rate (it is "
@@ -129,14 +126,32 @@ def _single(weights: Any) -> Array:
     return jnp.asarray(weights.astype(np.float32) if is_float else weights)
 
 
-def _as_tuple(x: Any) -> Any:
-    return tuple(x) if isinstance(x, list) else x
+def _alike(rows: Sequence[Rows], times: int) -> Rows:
+    """All sets as one, (member, n, ...): filled up with draws of no weight, each so many times."""
+
+    def together(columns: Sequence[Any], last: bool) -> Array:
+        size = max(len(x) for x in columns)
+        # The last draw again: what has no weight must not be infinite either.
+        filled = [np.concatenate([x, np.repeat(x[-1:] * last, size - len(x), 0)]) for x in columns]
+        return jnp.repeat(jnp.asarray(np.stack(filled), jnp.float32), times, axis=0)
+
+    def points(columns: Sequence[Sequence[Any]]) -> tuple[Array, ...]:
+        return tuple(together(x, True) for x in zip(*columns, strict=True))
+
+    weight = together([one.weight for one in rows], False)
+    return Rows(
+        points([one.draws for one in rows]),
+        # Of mean one: the learning rate then means the same for any number of draws.
+        weight * weight.shape[1],
+        points([one.held_out for one in rows]),
+        together([one.held_out_weight for one in rows], False),
+    )
 
 
 def _stage(log_prob: LogProb, optimiser: Any, settings: Settings) -> Callable[..., Any]:
     """Some epochs of some members: (state, fixed, keys, rows) -> (state, scores)."""
 
-    def epoch(state: _State, key: Any, fixed: Weights, rows: _Rows) -> tuple[_State, Array]:
+    def epoch(state: _State, key: Any, fixed: Weights, rows: Rows) -> tuple[_State, Array]:
         num = len(rows.weight)
         size = min(settings.batch_size, num)
         order = jax.random.permutation(key, num)[: num // size * size].reshape(-1, size)
@@ -157,18 +172,15 @@ def _stage(log_prob: LogProb, optimiser: Any, settings: Settings) -> Callable[..
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), free, state.best)
         return _State(free, moments, best, jnp.where(better, score, state.best_score)), score
 
-    def stage(state: _State, fixed: Weights, keys: Any, rows: _Rows) -> tuple[_State, Array]:
+    def stage(state: _State, fixed: Weights, keys: Any, rows: Rows) -> tuple[_State, Array]:
         return jax.lax.scan(lambda s, k: epoch(s, k, fixed, rows), state, keys)
 
-    return jax.jit(jax.vmap(stage, in_axes=(0, 0, 0, None)))
+    return jax.jit(jax.vmap(stage))
 
 
 def _run(
     stage: Callable[..., Any],
-    state: _State,
-    fixed: Weights,
-    keys: Any,
-    rows: _Rows,
+    members: tuple[_State, Weights, Any, Rows],
     settings: Settings,
     progress: Any,
     what: str,
@@ -177,17 +189,17 @@ def _run(
 
     A step of a small network is too short for several cores to share.
     """
-    num_groups = math.gcd(len(keys), os.cpu_count() or 1)
-    groups = _split((state, fixed, keys), num_groups)
+    num_groups = math.gcd(len(members[2]), os.cpu_count() or 1)
+    groups = _split(members, num_groups)
     length = -(-settings.max_epochs // _STAGES)
     scores: list[np.ndarray] = []
 
     def run(group: Any, start: int) -> Any:
         # Threads do not inherit the precision.
         with jax.enable_x64(False):
-            state, fixed, keys = group
+            state, fixed, keys, rows = group
             state, score = stage(state, fixed, keys[:, start : start + length], rows)
-            return (jax.block_until_ready(state), fixed, keys), np.asarray(score)
+            return (jax.block_until_ready(state), fixed, keys, rows), np.asarray(score)
 
     with ThreadPoolExecutor(num_groups) as threads:
         for start in range(0, settings.max_epochs, length):

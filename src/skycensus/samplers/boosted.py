@@ -13,12 +13,21 @@ import numpy as np
 from ..checkpoint import Checkpoint, Part
 from ..diagnostics import diagnose
 from ..errors import InputError
-from ..model import Target
+from ..keys import generator
 from ..result import Result
 from ..status import Problem, Status
+from ..target import Target
 from . import Progress, Sampler
 from .dynesty import Dynesty
-from .learned import LOG_DENSITY, CubeTarget, First, first_run, learn, parameter_draws
+from .learned import (
+    LOG_DENSITY,
+    CubeTarget,
+    First,
+    first_run,
+    learn,
+    parameter_draws,
+    unforeseen,
+)
 from .nested import Nested
 from .settings import require
 from .until import OF_DRAWS, run_once
@@ -38,7 +47,8 @@ class BoostedNested:
     this rests on. A poor q costs likelihoods, not truth: where it is far too low, $L^*$ is at most
     $L / \epsilon$, an ordinary problem of nested sampling.
 
-    What no point of the first run has met is as easily missed by the second.
+    What no point of the first run has met is as easily missed by the second: its draws of the
+    prior are few. Where these do meet it, that is a problem of the status.
 
     (Posterior repartitioning: Chen, Hobson, Das & Gelderblom 2019, arXiv:1803.06387; Petrosyan &
     Handley 2022, arXiv:2212.01760. Learned densities: Alsing & Handley 2021, arXiv:2102.12478.)
@@ -101,7 +111,16 @@ class BoostedNested:
         )
         boosted = CubeTarget(target, density)
         found = run_once(self.sampler, boosted, run_key, progress, part.part("second"))
-        return _for_parameters(target, found, first)
+        problem = unforeseen(
+            generator(fit_key),
+            density,
+            found.draws[LOG_DENSITY].ravel(),
+            np.log(np.maximum(found.weights.ravel(), 1e-300)),
+            self.prior_share,
+        )
+        result = _for_parameters(target, found, first)
+        problems = [] if problem is None else [problem]
+        return replace(result, status=result.status.plus(*problems))
 
 
 def _for_parameters(target: Target, found: Result, first: First) -> Result:

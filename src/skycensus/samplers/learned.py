@@ -20,10 +20,10 @@ from ..estimators.gaussian import GaussianMixture
 from ..estimators.learned import LearnedDensity
 from ..estimators.pool import Pool
 from ..keys import even_points, generator
-from ..model import Target
 from ..prior import Prior
 from ..result import Result
 from ..status import Problem
+from ..target import Target
 from ..weights import kish, normalised_weights, systematic
 from . import Progress, Sampler
 from .nested import Nested
@@ -33,6 +33,8 @@ from .until import run_once
 _NUM_LIVE, _SWEEPS = 1000, 1
 # Draws to fit to: a proposal need not be better than so many make it.
 _MOST_DRAWS = 3000
+# Draws of a learned density that tell how much of it is where.
+_NUM_OWN = 4000
 
 # Names of what draws of a `CubeTarget` have beside the parameters; no parameter is called so.
 _COORDINATE, LOG_DENSITY = "unit cube {}", "unit cube log density"
@@ -148,6 +150,37 @@ def learn(
             "draws, or give another kind."
         ) from None
     return _with_prior(found, prior_share)
+
+
+def unforeseen(
+    rng: np.random.Generator,
+    density: LearnedDensity,
+    log_q: np.ndarray,
+    log_weight: np.ndarray,
+    prior_share: float,
+) -> Problem | None:
+    r"""A problem where the posterior has more than q has told, if it has.
+
+    Looked at is the part of the posterior where a draw of $q_\epsilon$ is more likely one of the
+    prior than of q, $(1 - \epsilon)\,q < \epsilon\,\pi$. A mode that the first run has not met is
+    there, if draws of the prior have met it. Of q itself a part is there, too: up to three times
+    as much and two per cent are tolerated.
+
+    Args:
+        density: $q_\epsilon$ of `learn`.
+        log_q: of draws of the posterior, (n,); `log_weight` their log weights.
+    """
+    edge = math.log(2.0 * prior_share)
+    there = normalised_weights(log_weight)[log_q < edge].sum()
+    own = CubeProposal(density)
+    own_q = own.log_prob(own.sample(rng, _NUM_OWN))
+    # The part of the draws of the mixture that are draws of q.
+    learned = np.maximum(1.0 - prior_share * np.exp(-own_q), 0.0)
+    expected = learned[own_q < edge].sum() / learned.sum()
+    if there <= 0.02 + 3.0 * expected:
+        return None
+    said = f"{there:.0%} of the posterior lies where the learned density has next to nothing"
+    return Problem.of("unforeseen", f"{said}: the first run did not meet it, nor perhaps more")
 
 
 def _resampled(key: Any, u: np.ndarray, log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

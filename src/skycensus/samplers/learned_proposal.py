@@ -14,13 +14,13 @@ from ..diagnostics import GOALS
 from ..errors import InputError
 from ..estimators.learned import LearnedDensity
 from ..keys import generator
-from ..model import Target
 from ..result import Result
 from ..status import Problem
+from ..target import Target
 from ..weights import kish, pareto_k
 from . import Progress, Sampler, keep_record
 from .coarse import Coarse, coarse_version
-from .learned import CubeProposal, first_run, learn
+from .learned import CubeProposal, first_run, learn, unforeseen
 from .settings import require
 from .tempering import next_temperature
 from .weighted import Drawn, draw, draw_until, weighted_result
@@ -47,11 +47,13 @@ class LearnedProposal:
     learned of the cheap posterior only roughly does not matter. Weights $L / L_\mathrm{cheap}$ on
     draws of q would be biased: q is not the cheap posterior.
 
-    `num_adapt` draws tell how good q is. Where their weights have a heavy tail ($\hat k > 0.7$), or
-    few of the draws count, q is fitted anew to all weighted points so far (tempered, if these are
-    few). Then it is held fixed, and drawn from until the draws are worth `target_ess`.
+    `num_adapt` draws tell how good q is. Where their weights have a heavy tail ($\hat k > 0.7$),
+    few of the draws count, or draws of the prior have met what q does not know, q is fitted anew to
+    all weighted points so far (tempered, if these are few). Then it is held fixed, and drawn from
+    until the draws are worth `target_ess`.
 
-    What no point of the first run has met is as easily missed here.
+    What no point of the first run has met is as easily missed here: draws of the prior are few.
+    Where these do meet it and q cannot be mended, that is a problem of the status.
 
     Args:
         first: any sampler, to learn from; by default `Nested` with 1000 live points and chains of
@@ -129,7 +131,7 @@ class LearnedProposal:
             "num_refits": stage.refits,
         }
         result = weighted_result(cube, drawn, self.target_ess, measures)
-        problems = []
+        problems = [] if stage.missed is None else [stage.missed]
         if (n_eff := result.measures["n_eff"]) < self.target_ess:
             said = f"the effective sample size is {n_eff:.4g} (goal {self.target_ess:g})"
             problems.append(Problem.of("target_ess", said))
@@ -155,6 +157,7 @@ class _Stage:
         part: Part,
     ):
         self.used, self.refits = 0, 0
+        self.missed: Problem | None = None
         self._settings, self._cube, self._key, self._rng = settings, cube, key, rng
         self._progress, self._part = progress, part
         self._past: list[tuple[CubeProposal, Drawn]] = []
@@ -167,17 +170,29 @@ class _Stage:
             drawn = draw(self._cube, proposal, self._rng, settings.num_adapt)
             last = self.refits >= settings.max_refits or self._part.time_is_up
             share = _efficiency(drawn)
-            settled = share >= _LEAST_EFFICIENCY or share < _BETTER * before
+            good = share >= _LEAST_EFFICIENCY and self._missed_by(density, proposal, drawn) is None
+            settled = good or share < _BETTER * before
             if last or (settled and _has_light_tail(drawn)):
                 drawn = self._until_the_goal(proposal, drawn)
             self.used += len(drawn.x)
             # So many draws know tails that the first of them had not seen.
             if last or (settled and _has_light_tail(drawn)):
+                self.missed = self._missed_by(density, proposal, drawn)
                 return drawn
             before = share
             self._past.append((proposal, drawn))
             self.refits += 1
             density = self._fitted_anew()
+
+    def _missed_by(
+        self, density: LearnedDensity, proposal: CubeProposal, drawn: Drawn
+    ) -> Problem | None:
+        """What the draws have of the posterior that the proposal's density has not."""
+        if not np.isfinite(drawn.log_weight).any():
+            return None
+        log_q = proposal.log_prob(drawn.x)
+        share = self._settings.prior_share
+        return unforeseen(self._rng, density, log_q, drawn.log_weight, share)
 
     def _until_the_goal(self, proposal: CubeProposal, drawn: Drawn) -> Drawn:
         return draw_until(
