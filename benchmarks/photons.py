@@ -5,8 +5,10 @@
 `tutorial` is examples/gamma_galactic_centre: 500 photons of dark matter, cosmic rays, catalogued
 sources and diffuse emission on CTAO's response, from reading to the posterior, in a process of its
 own: first with nothing compiled before, then again with the compiled programs kept. `log_l_per_s`
-are calls at points of the prior, 64 at a time, with a continuous mass. `growth` folds as many
-photons of the same four components: seconds and peak memory, each in a process of its own.
+are calls at points of the prior with a continuous mass: 64 and 1024 at a time, and as the samplers
+make them. `nested` are evidences by nested sampling, with the likelihood calls that they took.
+`growth` folds as many photons of the same four components: seconds and peak memory, each in a
+process of its own.
 
 `--peer` runs GammaBayes 0.1.9 in its own environment on the same 500 photons, as its tutorial does:
 normalisation of the response, marginals on its grid, and calls of its log likelihood. On this kind
@@ -72,17 +74,61 @@ def tutorial(folder: Path) -> dict[str, Any]:
 def calls_per_second(target: Any) -> dict[str, float]:
     import jax
 
+    from skycensus.samplers import evaluate
+
     many = jax.jit(jax.vmap(target.log_likelihood, (0, None)))
-    points = target.sample_prior(jax.random.key(2), 64)
-    jax.block_until_ready(many(points, target.data))
-    wall, busy, repeats = time.perf_counter(), time.process_time(), 40
-    for _ in range(repeats):
-        jax.block_until_ready(many(points, target.data))
-    calls = 64 * repeats
-    return {
-        "log_l_per_s": calls / (time.perf_counter() - wall),
-        "log_l_per_cpu_s": calls / (time.process_time() - busy),
+    points = np.asarray(target.sample_prior(jax.random.key(2), 16 * 1024))
+
+    def compiled(size: int) -> None:
+        for i in range(0, len(points), size):
+            jax.block_until_ready(many(points[i : i + size], target.data))
+
+    found = {}
+    for name, call in (
+        ("log_l_per_s_64", lambda: compiled(64)),
+        ("log_l_per_s_1024", lambda: compiled(1024)),
+        ("log_l_per_s_samplers", lambda: evaluate(target, points)),
+    ):
+        call()
+        seconds = []
+        for _ in range(5):
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
+        found[name] = len(points) / min(seconds)
+    return found
+
+
+def nested(folder: Path) -> dict[str, Any]:
+    """Evidence, its error, calls and seconds of nested samplers, and of importance sampling."""
+    import jax
+
+    from skycensus.cli import start_jax
+    from skycensus.config import build, read_config
+    from skycensus.samplers import Dynesty, Nested
+
+    start_jax({})
+    inference = build(read_config(CONFIG, [f"data.path='{folder}'", EVENTS]))
+    target = inference.model.target()
+    samplers = {
+        "default": inference.sampler,
+        # As sure as GammaBayes' evidence, whose error is 0.14.
+        "nested": Nested(num_live=400, num_inner_steps=4, dlogz=0.5),
+        "nested, as it is": Nested(),
+        "dynesty": Dynesty(num_live=400),
     }
+    rows = {}
+    for name, sampler in samplers.items():
+        began = time.perf_counter()
+        result = sampler.run(target, jax.random.key(1))
+        dm = result.summary()["DM"]
+        rows[name] = {
+            "calls": result.measures["num_likelihoods"],
+            "seconds": time.perf_counter() - began,
+            "log_evidence": (result.log_evidence, result.log_evidence_error),
+            "DM": (dm["mean"], dm["sd"]),
+        }
+    return rows
 
 
 def growth(folder: Path) -> dict[str, Any]:
@@ -108,7 +154,7 @@ def memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-TASKS = {"tutorial": tutorial, "growth": growth}
+TASKS = {"tutorial": tutorial, "nested": nested, "growth": growth}
 
 
 def apart(task: str, folder: Path, **more: str) -> dict[str, Any]:
@@ -135,6 +181,8 @@ def main() -> None:
         for name in ("cold", "warm"):
             found = rows[name] = apart("tutorial", photons, SKYCENSUS_CACHE=f"{place}/cache")
             print(f"tutorial, {name}: {json.dumps(found)}", flush=True)
+        rows["nested"] = apart("nested", photons, SKYCENSUS_CACHE=f"{place}/cache")
+        print(f"nested: {json.dumps(rows['nested'])}", flush=True)
         if given.peer:
             rows["gammabayes"] = peer(photons)
             print(f"gammabayes: {json.dumps(rows['gammabayes'])}", flush=True)

@@ -141,7 +141,10 @@ def _inverse_cdf(d: dist.Distribution, u: Array) -> Array:
 def _dirichlet(d: Any, u: Array) -> Array:
     """Break a stick: $v_k ~ Beta(a_k, a_{k+1} + ... + a_n)$ of what is left is component k."""
     a = d.concentration
-    rest = jnp.flip(jnp.cumsum(jnp.flip(a, -1), -1), -1)[..., 1:]
+    if not isinstance(a, jax.core.Tracer):
+        # NumPy's: within a compiled function a part of JAX's array is no number any more.
+        a = np.asarray(a)
+    rest = a[..., ::-1].cumsum(-1)[..., ::-1][..., 1:]
     broken = _beta(a[..., :-1], rest, u)
     left = jnp.cumprod(1.0 - broken, axis=-1)
     before = jnp.concatenate([jnp.ones_like(left[..., :1]), left[..., :-1]], axis=-1)

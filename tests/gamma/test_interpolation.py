@@ -32,6 +32,18 @@ def test_it_keeps_between_its_nodes_and_to_its_ends():
         assert abs(left - right) < 1e-6
 
 
+def test_many_places_are_as_each_by_itself():
+    """Many look up whole cubics, few the ends of their cells."""
+    rng = np.random.default_rng(2)
+    for nodes in (NODES, np.arange(6.0)):
+        table = rng.normal(size=(6, 2))
+        x = rng.uniform(-1.0, 6.0, 40)
+        many = monotone_cubic(nodes, table, x)
+        each = np.concatenate([monotone_cubic(nodes, table, x[i : i + 4]) for i in range(0, 40, 4)])
+        np.testing.assert_allclose(many, each, atol=1e-13)
+    assert np.isnan(monotone_cubic(NODES, VALUES, np.array([np.nan] * 9))).all()
+
+
 def test_a_surface_is_one_cubic_after_the_other():
     rng = np.random.default_rng(1)
     one, two = np.linspace(0.0, 3.0, 7), np.linspace(-1.0, 1.0, 9)

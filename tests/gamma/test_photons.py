@@ -87,7 +87,7 @@ def test_photons_are_those_that_were_asked_for(simulated):
 
 def test_log_likelihood_is_the_sum_by_hand(simulated, model):
     seen, _ = simulated
-    nodes = np.asarray(model.likelihood.forms["signal"].form.hats.fine)[::8]
+    nodes = model.likelihood.forms["signal"].form.hats.nodes
     fold = seen.fold(nodes)
     dispersion = fold.dispersion()
     width = np.log(nodes[1] / nodes[0]) * nodes * np.where(np.isin(nodes, nodes[[0, -1]]), 0.5, 1)

@@ -80,6 +80,22 @@ def test_gradient_and_batches():
     assert float(many[1]) == pytest.approx(float(value(-1.7)))
 
 
+def test_a_table_of_32_bits_has_sums_of_64(monkeypatch):
+    monkeypatch.setattr("skycensus.likelihood.folded._ROWS", 2)
+    narrow = folded(dtype=np.float32)
+    assert narrow.table.dtype == np.float32
+    both = [
+        jax.jit(
+            jax.value_and_grad(lambda index, form=form: form.log_marginal(law(index)).value.sum())
+        )
+        for form in (folded(), narrow)
+    ]
+    (value, slope), (near, near_slope) = (f(-1.7) for f in both)
+    assert near.dtype == np.float64
+    assert float(near) == pytest.approx(float(value), abs=2e-7)
+    assert float(near_slope) == pytest.approx(float(slope), rel=1e-6)
+
+
 def test_nothing_is_minus_infinity_with_a_gradient_of_zero():
     form = folded()
     value = lambda low: form.log_marginal(law(-1.0, low=low, high=low * 2)).value  # noqa: E731

@@ -8,7 +8,7 @@ import pytest
 
 from skycensus import Grid, InputError, Joint, Mixture
 from skycensus.density import leaves, log_terms
-from skycensus.likelihood import Constant, LogMarginal
+from skycensus.likelihood import Constant, Detected, Folded, LogMarginal
 from skycensus.likelihood.leaves import (
     Leafwise,
     draw_over_leaves,
@@ -122,6 +122,40 @@ def test_forms_of_different_objects_are_refused():
         Leafwise({})
     with pytest.raises(InputError, match=r"no form for the leaf 'dm'.*'bkg'"):
         Leafwise({"bkg": grid([0.5])}).log_marginal(TREE)
+
+
+def test_tables_and_numbers_are_added_up_before_the_logarithm():
+    nodes = np.geomspace(0.5, 8.0, 31)
+    rows = np.exp(-0.5 * (np.log(nodes) - np.log([[0.9], [3.0], [5.0]])) ** 2 / 0.04)
+    seen = Folded("x", nodes, (nodes / 10.0)[None], names=["seen"])
+    # Scales far apart, and an object that one leaf cannot have made.
+    forms = {
+        "a": Detected(Folded("x", nodes, rows * [[1e-200], [1.0], [1e90]]), seen),
+        "b/c": Folded("x", nodes, rows[::-1]),
+        "b/d": Constant([-300.0, -np.inf, 200.0], names=["object 0", "object 1", "object 2"]),
+    }
+    mixed = Leafwise(forms | {"e": grid_of_three()})
+
+    def tree(w):
+        law = Joint({"x": dist.LogNormal(0.5, 0.7)})
+        below = Mixture({"c": law, "d": law}, log_weights={"c": -1.0, "d": w})
+        parts = {"a": law, "b": below, "e": Joint({"x": dist.Normal(1.0, 1.0)})}
+        return Mixture(parts, log_weights={"a": w, "b": 0.3, "e": -2.0})
+
+    def by_logarithms(w):
+        return sum_over_leaves(tree(w), mixed.at_leaf).value
+
+    found = jax.jit(lambda w: mixed.log_marginal(tree(w)).value)
+    for w in (-700.0, -1.3):
+        np.testing.assert_allclose(found(w), by_logarithms(w), rtol=1e-12)
+    slope = jax.jit(jax.jacobian(found))(-1.3)
+    np.testing.assert_allclose(slope, jax.jacobian(by_logarithms)(-1.3), rtol=1e-10)
+
+
+def grid_of_three():
+    x = np.linspace(-3.0, 5.0, 201)
+    log_l = -0.5 * (x - np.array([[0.0], [1.0], [2.0]])) ** 2
+    return Grid({"x": x}, log_l, np.full(201, 0.04))
 
 
 def test_memberships_of_leaves_with_forms_of_their_own():

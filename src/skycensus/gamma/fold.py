@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ import numpy as np
 from scipy import fft
 from scipy.ndimage import map_coordinates
 
-from ..blocks import in_blocks
+from ..blocks import in_blocks, on_all_cores
 from ..errors import InputError
 from .response import Response, psf_at, separation
 from .sky import Plane, Point, Region, takes_energy
@@ -98,10 +98,15 @@ class Fold:
 
     # ---- the plane -------------------------------------------------------------------------------
 
+    @property
+    def half_width(self) -> float:
+        """Of the square about the region's centre from which photons are seen in it [deg]."""
+        return self.cut.region.half_width + _REACH * float(np.rad2deg(self._widths[1].max()))
+
     def _plane(self, pixel: float) -> _FieldPlane:
         """A plane with pixels [deg] of about this size, with what does not depend on the sky."""
         region = self.cut.region
-        half = np.deg2rad(region.half_width + _REACH * np.rad2deg(self._widths[1].max()))
+        half = np.deg2rad(self.half_width)
         num = _even(2.0 * half / np.deg2rad(pixel))
         if num not in self._planes:
             plane = Plane(*region.center, float(half), num)
@@ -219,24 +224,44 @@ class Fold:
         plane, energy = field.plane, np.asarray(self.response.energy)
         x, y = plane.to_plane(self.lon, self.lat)
         every = np.arange(len(self.energy))
-        held = np.zeros(self.response.area.shape)
-        transform: Any = None
-        for j in np.flatnonzero(np.isfinite(self._widths[0])).tolist():
-            if transform is None or takes_energy(sky):
-                at = partial(sky, energy=energy[j]) if takes_energy(sky) else sky
-                transform = fft.rfft2(field.offsets * plane.pixel_means(at), workers=-1)
+        shared = None if takes_energy(sky) else self._transform(sky, field)
+
+        @lru_cache(maxsize=2)
+        def cropped(num: int) -> tuple[np.ndarray | None, np.ndarray]:
+            """What nodes with a grid of num x num share."""
+            sent = None if shared is None else _cropped(shared, num)
+            return sent, _dual(_cropped(field.region, num))
+
+        def at_node(j: int) -> tuple[Any, Any, np.ndarray]:
             num = min(plane.num, _even(4.0 * plane.half_width / self._widths[0][j]))
-            total = self._smeared(transform, plane, num, j)
-            held[j] = [_inner(_cropped(region, num), total, plane) for region in field.region]
+            sent, region = cropped(num)
+            if sent is None:
+                sent = _cropped(self._transform(partial(sky, energy=energy[j]), field), num)
+            total = self._smeared(sent, plane, j)
             rows = every if dispersion is None else np.flatnonzero(dispersion[:, j])
+            seen = None
             if take is not None and len(rows):
-                take(rows, j, self.livetime * _at(total, plane, x[rows], y[rows]))
+                seen = self.livetime * _at(total, plane, x[rows], y[rows])
+            # Threads of its own, as a product of matrices has, would wait for those of this loop.
+            inside = np.einsum("bn,n->b", region, total.view(float).ravel())
+            return rows, seen, inside * (plane.pixel / plane.num) ** 2
+
+        held = np.zeros(self.response.area.shape)
+        nodes = np.flatnonzero(np.isfinite(self._widths[0])).tolist()
+        for j, (rows, seen, inside) in zip(nodes, on_all_cores(at_node, nodes), strict=True):
+            held[j] = inside
+            if take is not None and seen is not None:
+                take(rows, j, seen)
         return self.livetime * np.maximum(held, 0.0)
 
-    def _smeared(self, transform: np.ndarray, plane: Plane, num: int, j: int) -> np.ndarray:
-        """The transform of what is seen at node j, on a grid of num x num."""
-        row, column = _frequencies(num, plane)
-        total = np.zeros((num, num // 2 + 1), complex)
+    def _transform(self, sky: Any, field: _FieldPlane) -> np.ndarray:
+        """(B, ...) transforms of a sky times the offsets' weights."""
+        return fft.rfft2(field.offsets * field.plane.pixel_means(sky), workers=-1)
+
+    def _smeared(self, sent: np.ndarray, plane: Plane, j: int) -> np.ndarray:
+        """The transform of what is seen at node j of transforms (B, num, num / 2 + 1)."""
+        row, column = _frequencies(sent.shape[1], plane)
+        total = np.zeros(sent.shape[1:], complex)
         # Indexed as NumPy's: JAX would dispatch a program for every slice.
         areas, weights, sigmas = (
             np.asarray(x)[j]
@@ -247,7 +272,7 @@ class Fold:
                 # A sum of Gaussians in both directions is a product of matrices.
                 along = area * weight * np.exp(-0.5 * (row[:, None] * sigma) ** 2)
                 across = np.exp(-0.5 * (column[:, None] * sigma) ** 2)
-                total += (along @ across.T) * _cropped(transform[b], num)
+                total += (along @ across.T) * sent[b]
         return total
 
     # ---- background ------------------------------------------------------------------------------
@@ -383,14 +408,14 @@ def _frequencies(num: int, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cropped(transform: np.ndarray, num: int) -> np.ndarray:
-    """The low frequencies of a real transform, as of a grid of num x num."""
+    """The low frequencies of real transforms (..., row, column), as of a grid of num x num."""
     half = num // 2
-    return np.concatenate([transform[:half, : half + 1], transform[-half:, : half + 1]])
+    some = transform[..., : half + 1]
+    return np.concatenate([some[..., :half, :], some[..., -half:, :]], axis=-2)
 
 
-def _inner(one: np.ndarray, two: np.ndarray, plane: Plane) -> float:
-    """The integral of the product of two maps, from their transforms on the plane's grid [sr]."""
-    twice = np.full(one.shape[1], 2.0)
+def _dual(transform: np.ndarray) -> np.ndarray:
+    """(B, 2n) real numbers of which a product with a transform's is the sum of both maps'."""
+    twice = np.full(transform.shape[-1], 2.0)
     twice[0] = 1.0
-    product = float(np.sum(np.real(np.conj(one) * two) * twice))
-    return product * plane.pixel**2 / plane.num**2
+    return (transform * twice).view(float).reshape(len(transform), -1)

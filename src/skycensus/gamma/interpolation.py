@@ -57,18 +57,44 @@ def _hermite(
 ) -> Array:
     x = jnp.clip(x, nodes[0], nodes[-1])
     if even:
-        cell = jnp.floor((x - nodes[0]) / widths[0]).astype(int)
+        place = (x - nodes[0]) / widths[0]
+        cell = jnp.clip(jnp.floor(place).astype(int), 0, len(widths) - 1)
+        t = place - cell
     else:
-        cell = jnp.searchsorted(nodes, x, side="right") - 1
-    cell = jnp.clip(cell, 0, len(widths) - 1)
-    row = (...,) + (None,) * (values.ndim - 1)
-    width = widths[cell]
-    t = ((x - nodes[cell]) / width)[row]
-    low, rise = values[cell], values[cell + 1] - values[cell]
-    rise_low, rise_high = width[row] * slopes[cell], width[row] * slopes[cell + 1]
-    square = 3.0 * rise - 2.0 * rise_low - rise_high
-    cube = rise_low + rise_high - 2.0 * rise
-    return low + t * (rise_low + t * (square + t * cube))
+        cell = jnp.clip(jnp.searchsorted(nodes, x, side="right") - 1, 0, len(widths) - 1)
+        t = (x - nodes[cell]) / widths[cell]
+
+    def at(rows: Array, step: int = 0) -> Array:
+        return rows.at[cell + step].get(mode="promise_in_bounds")
+
+    # Looking up is what takes time: of few cells their ends, at many places the cubics themselves.
+    if jnp.size(x) > len(widths):
+        terms = [at(c) for c in cubics(widths, values[:-1], values[1:], slopes[:-1], slopes[1:])]
+    else:
+        terms = cubics(widths[cell], at(values), at(values, 1), at(slopes), at(slopes, 1))
+    return cubic_at(terms, t.reshape(t.shape + (1,) * (values.ndim - 1)))
+
+
+def cubics(width: Any, low: Any, high: Any, slope_low: Any, slope_high: Any) -> list[Any]:
+    """Coefficients in t, constant first, of cubics over cells, by values and slopes at the ends.
+
+    Args:
+        width: of the cells; its shape is the first axes of the others'.
+    """
+    width = width.reshape(width.shape + (1,) * (jnp.ndim(low) - jnp.ndim(width)))
+    rise, rise_low, rise_high = high - low, width * slope_low, width * slope_high
+    return [
+        low,
+        rise_low,
+        3.0 * rise - 2.0 * rise_low - rise_high,
+        rise_low + rise_high - 2.0 * rise,
+    ]
+
+
+def cubic_at(terms: Sequence[Any], t: Any) -> Any:
+    """Cubics at places t in their cells, from zero to one."""
+    constant, linear, square, cube = terms
+    return constant + t * (linear + t * (square + t * cube))
 
 
 def monotone_cubic(nodes: np.ndarray, values: Any, x: Any) -> Array:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,10 +28,14 @@ from .background import BackgroundNumber, BackgroundPhotons, Scaled
 from .fold import Cut, Fold
 from .located import Located, LocatedNumber, LocatedPhotons, window_of
 from .response import Response, energy_nodes, separation
-from .sky import Point
+from .shapes import Shaped, prior_shapes, shaped_forms
+from .sky import Around, Point
 from .tables import ResponseTables
 
 Hyperparameters = Mapping[str, Any]
+
+# Of more photons tables are kept in 32 bits.
+_MANY = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +129,7 @@ class Source:
 
     The product is the flux [1/(cm² s TeV sr)], or with fractions anything proportional to it. A sky
     may be a function of the hyperparameters as well, `lambda h: Point(h["lon"], h["lat"])`: to a
-    `Point` or a `Gaussian`, see `located`.
+    `Point` or a `Gaussian`, see `located`, or to a profile `Around` a place, see `shapes`.
     """
 
     sky: Any
@@ -296,9 +301,7 @@ def photon_model(
         if progress:
             progress(number, len(parts), "folding with the response")
         if isinstance(part, Source) and part.moves:
-            window = window_of(part.sky, prior, path)
-            forms[path] = LocatedPhotons(folds, dispersions, window, names=names)
-            expected[path] = LocatedNumber(folds, window)
+            forms[path], expected[path] = _moving(folds, dispersions, part.sky, prior, path, names)
         else:
             forms[path], expected[path] = _folded(folds, dispersions, part, names)
     _require_possible(forms, names)
@@ -308,6 +311,24 @@ def photon_model(
         )
     seen = {path: Detected(form, expected[path]) for path, form in forms.items()}
     return HierarchicalModel(prior, known, Leafwise(seen), rate="shape")
+
+
+def _moving(
+    folds: Sequence[Fold],
+    dispersions: Sequence[np.ndarray],
+    sky: Callable[[Hyperparameters], Any],
+    prior: Prior,
+    path: str,
+    names: Any,
+) -> tuple[Any, Any]:
+    """Forms of the photons and of their expected number, for a sky that hyperparameters decide."""
+    drawn = prior.complete(prior.sample(jax.random.key(0)))
+    if isinstance(sky(drawn), Around):
+        views = [(fold.cut.region.center, fold.half_width) for fold in folds]
+        shapes = prior_shapes(sky, prior, views, path)
+        return shaped_forms(folds, dispersions, shapes, names=names)
+    window = window_of(sky, prior, path)
+    return LocatedPhotons(folds, dispersions, window, names=names), LocatedNumber(folds, window)
 
 
 def _folded(
@@ -323,16 +344,20 @@ def _folded(
     pairs = list(zip(folds, dispersions, strict=True))
     energy = folds[0].response.energy
     if isinstance(part, Source) and not part.is_fixed:
+        # The dispersion in it has 32 bits anyway.
+        dtype = np.float32 if len(names) > _MANY else np.float64
         tables, totals = zip(*(f.table(part.sky, d) for f, d in pairs), strict=True)
         return (
-            Folded("energy", energy, _joined(tables), names=names),
+            Folded("energy", energy, _joined(tables), names=names, dtype=dtype),
             Folded("energy", energy, np.sum(totals, axis=0)[None], names=one),
         )
     hats = Hats("energy", np.asarray(energy))
     values, total = np.zeros(len(names)), 0.0
-    for source in [part] if isinstance(part, Source) else list(part):
-        spectrum: Any = source.spectrum
-        mass, top = (np.asarray(x, float) for x in hats.masses(spectrum))
+    sources: list[Any] = [part] if isinstance(part, Source) else list(part)
+    # Compiled as one: a spectrum by itself is dozens of small programs.
+    masses = jax.jit(lambda: [hats.masses(source.spectrum) for source in sources])()
+    for source, of_spectrum in zip(sources, masses, strict=True):
+        mass, top = (np.asarray(x, float) for x in of_spectrum)
         found, numbers = zip(*(f.sums(source.sky, d, mass) for f, d in pairs), strict=True)
         values += np.exp(top) * np.concatenate(found)
         total += float(np.exp(top) * sum(numbers))
@@ -354,7 +379,7 @@ def _require_possible(forms: Mapping[str, Any], names: Sequence[str]) -> None:
     for form in forms.values():
         if isinstance(form, Folded):
             possible |= np.asarray(form.table).max(axis=1) > 0
-        elif isinstance(form, LocatedPhotons):
+        elif isinstance(form, LocatedPhotons | Shaped):
             possible |= np.asarray(form.near)
         else:
             value = form.value if isinstance(form, Constant) else form.log_density

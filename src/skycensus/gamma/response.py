@@ -96,17 +96,17 @@ class Response(eqx.Module):
             total = total + weights[:, b, None] * here
         return jnp.where((share >= 0.0) & (share <= 1.0), total, 0.0)
 
-    def energy_acceptance(self, low: float, high: float) -> Array:
+    def energy_acceptance(self, low: float, high: float) -> np.ndarray:
         """(J, B) probability that E' falls between `low` and `high` [TeV]."""
         step = _LOG_RATIO[1] - _LOG_RATIO[0]
-        mass = 0.5 * step * (self.dispersion[..., 1:] + self.dispersion[..., :-1])
+        density = np.asarray(self.dispersion)
+        mass = 0.5 * step * (density[..., 1:] + density[..., :-1])
         cumulated = np.concatenate([np.zeros_like(mass[..., :1]), np.cumsum(mass, -1)], axis=-1)
         edges = (
             np.log(np.array([low, high])[:, None] / np.asarray(self.energy)) - _LOG_RATIO[0]
         ) / step
-        return jnp.asarray(_cumulated(cumulated, self.dispersion, edges[1], step)) - jnp.asarray(
-            _cumulated(cumulated, self.dispersion, edges[0], step)
-        )
+        below_low, below_high = (_cumulated(cumulated, density, edge, step) for edge in edges)
+        return below_high - below_low
 
 
 def hat_functions(nodes: Any, edge: float, x: Any) -> Any:
@@ -132,9 +132,10 @@ def _numpy_of(*values: Any) -> Any:
     return jnp if any(isinstance(x, jax.Array) for x in values) else np
 
 
-def _cumulated(cumulated: Any, density: Any, place: np.ndarray, step: float) -> np.ndarray:
+def _cumulated(
+    cumulated: np.ndarray, density: np.ndarray, place: np.ndarray, step: float
+) -> np.ndarray:
     """The distribution function of a piecewise linear density at fractional node numbers."""
-    density = np.asarray(density)
     place = np.clip(place, 0.0, density.shape[-1] - 1.0)
     low = np.minimum(np.floor(place).astype(int), density.shape[-1] - 2)
     share = (place - low)[:, None]

@@ -11,10 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..blocks import over_blocks
 from ..density import Density
 from ..errors import InputError
 from . import Likelihood, LogMarginal
 from .formula import ObjectNames
+
+# Rows of a table of 32 bits that are made 64 at a time: what stays in cache.
+_ROWS = 4096
 
 
 class Hats(eqx.Module):
@@ -29,40 +33,61 @@ class Hats(eqx.Module):
         InputError: nodes that are not as above.
     """
 
-    fine: Array
-    log_width: Array
     name: str = eqx.field(static=True)
+    low: float = eqx.field(static=True)
+    high: float = eqx.field(static=True)
+    num: int = eqx.field(static=True)
     refine: int = eqx.field(static=True)
 
     def __init__(self, name: str, nodes: np.ndarray, refine: int = 8):
         step = np.diff(np.log(nodes)) if (nodes > 0).all() else np.zeros(1)
         if not (step[0] > 0 and np.allclose(step, step[0], rtol=1e-6)):
             raise InputError(f"Folded: nodes of '{name}' must rise evenly in the logarithm.")
+        # Numbers, not arrays: a compiler then sees that several tables ask for the same masses.
         self.name, self.refine = name, refine
-        num_fine = (len(nodes) - 1) * refine + 1
-        fine = np.geomspace(nodes[0], nodes[-1], num_fine)
-        self.fine = jnp.asarray(fine)
-        width = fine * step[0] / refine
-        # The ends have half a cell.
-        width[[0, -1]] *= 0.5
-        self.log_width = jnp.asarray(np.log(width))
+        self.low, self.high, self.num = float(nodes[0]), float(nodes[-1]), len(nodes)
+
+    @property
+    def nodes(self) -> np.ndarray:
+        """(num,) the nodes."""
+        return np.geomspace(self.low, self.high, self.num)
 
     def masses(self, density: Density) -> tuple[Array, Array]:
-        r"""(num_nodes,) $\int p(x) h_j(x)\,dx$ over $e^{top}$; and that top."""
-        log_p = density.log_prob({self.name: self.fine}) + self.log_width
-        top = jax.lax.stop_gradient(jnp.max(log_p))
-        top = jnp.where(jnp.isfinite(top), top, 0.0)
-        p = jnp.exp(log_p - top)
-        rise = np.arange(self.refine) / self.refine
+        r"""(num,) $\int p(x) h_j(x)\,dx$ over $e^{top}$, the largest of them; and that top."""
+        fine, log_width = self._fine
+        log_p = density.log_prob({self.name: jnp.asarray(fine)}) + log_width
+        # What 64 bits hold needs no scale: to look for it would take as long as all the rest.
+        narrow = jnp.finfo(log_p.dtype).bits < 64
+        shift = _finite(jnp.max(log_p)) if narrow else 0.0
+        p = jnp.exp(log_p - shift)
         # What a cell's values give to the hats of its two ends.
-        both = p[:-1].reshape(-1, self.refine) @ jnp.asarray(np.stack([1.0 - rise, rise], axis=1))
-        last = jnp.zeros((1,), p.dtype)
-        left, right = jnp.append(both[:, 0], p[-1:]), jnp.concatenate([last, both[:, 1]])
-        return left + right, top
+        rise = (np.arange(self.refine) / self.refine)[:, None]
+        inner, last = p[:-1].reshape(self.refine, -1), p[-1:]
+        left, right = jnp.sum((1.0 - rise) * inner, axis=0), jnp.sum(rise * inner, axis=0)
+        none = jnp.zeros_like(last)
+        mass = jnp.concatenate([left, last]) + jnp.concatenate([none, right])
+        top = _finite(jnp.log(jnp.max(mass)))
+        return mass * jnp.exp(-top), top + shift
+
+    @property
+    def _fine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Finer nodes and the logs of their widths: a row for each place in a cell, then the end.
+
+        Sums over rows are quick.
+        """
+        num = (self.num - 1) * self.refine + 1
+        fine = np.geomspace(self.low, self.high, num)
+        width = fine * np.log(self.high / self.low) / (num - 1)
+        # The ends have half a cell.
+        width[[0, -1]] *= 0.5
+        fine, log_width = (
+            np.append(x[:-1].reshape(-1, self.refine).T, x[-1]) for x in (fine, np.log(width))
+        )
+        return fine, log_width
 
     def draw(self, node: Array, key: Any) -> Array:
         """A value of x from the hat function of every `node`, (num_objects,)."""
-        nodes = jnp.log(self.fine[:: self.refine])
+        nodes = jnp.log(self.nodes)
         # A hat is the sum of two uniform numbers.
         place = jax.random.uniform(key, (2, len(node))).sum(0) - 1.0
         inside = jnp.clip(nodes[node] + place * (nodes[1] - nodes[0]), nodes[0], nodes[-1])
@@ -88,6 +113,7 @@ class Folded(eqx.Module):
         table: (num_objects, num_nodes) likelihoods $F_i(x_j)$, not logarithms.
         names: of the objects.
         refine: finer nodes between two nodes.
+        dtype: of the table as it is kept: 32 bits are half the memory, and right to 6e-8.
 
     Raises:
         InputError: shapes that do not fit, nodes that are not as above, numbers in the table that
@@ -107,6 +133,7 @@ class Folded(eqx.Module):
         *,
         names: Sequence[str] | None = None,
         refine: int = 8,
+        dtype: type = np.float64,
     ):
         nodes, table = np.asarray(nodes, float), np.asarray(table)
         if table.ndim != 2 or nodes.shape != table.shape[1:] or len(nodes) < 2:
@@ -121,18 +148,25 @@ class Folded(eqx.Module):
         _check(table, self.names)
         top = table.max(axis=1, initial=0.0)
         top = np.where(top > 0, top, 1.0)
-        self.table = jnp.asarray(table / top[:, None])
+        # In one go: of very many objects the table is not to be held twice.
+        scaled = np.empty(table.shape, dtype)
+        self.table = jnp.asarray(np.divide(table, top[:, None], out=scaled, casting="same_kind"))
         self.log_scale = jnp.log(jnp.asarray(top))
 
     def log_marginal(self, density: Density) -> LogMarginal:
         """Integrate `density` against every object's table."""
-        mass, top = self.hats.masses(density)
-        total = self.table @ mass.astype(self.table.dtype)
-        # A gradient of zero where nothing is, as in every form.
-        empty = total == 0
-        value = jnp.log(jnp.where(empty, 1.0, total)) + self.log_scale + top
-        value = jnp.where(empty, -jnp.inf, value)
+        total, top = self.sums(density)
+        value = log_or_nothing(total) + self.log_scale + top
         return LogMarginal(value, jnp.zeros_like(value))
+
+    def sums(self, density: Density) -> tuple[Array, Array]:
+        """(num_objects,) marginals over `log_scale`, and the log of a factor of them all."""
+        mass, top = self.hats.masses(density)
+        if mass.dtype == self.table.dtype:
+            return self.table @ mass, top
+        # Rounding within a sum is alike for all objects, and adds up: sums have 64 bits.
+        some = jax.checkpoint(lambda rows: rows.astype(mass.dtype) @ mass)
+        return over_blocks(some, self.table, _ROWS), top
 
     def draw(self, density: Density, key: Any) -> dict[str, Array]:
         """One draw of every object's parameter: a node by its mass, and a place in its cell."""
@@ -168,6 +202,15 @@ class Constant(eqx.Module):
         """The numbers, whatever `density` is."""
         return LogMarginal(self.value, jnp.zeros_like(self.value))
 
+    @property
+    def log_scale(self) -> Array:
+        """The numbers: see `sums`."""
+        return self.value
+
+    def sums(self, density: Density) -> tuple[Array, Array]:
+        """Ones, and the log of a factor of one: see `Folded.sums`."""
+        return jnp.ones_like(self.value), jnp.zeros(())
+
     def draw(self, density: Density, key: Any) -> dict[str, Array]:
         """Nothing is known of these objects but their numbers: NaN for every parameter."""
         return {name: jnp.full(self.value.shape, jnp.nan) for name in density.names}
@@ -199,9 +242,41 @@ class Detected(eqx.Module):
         value = jnp.where(unseen, -jnp.inf, value - jnp.where(unseen, 0.0, seen[0]))
         return LogMarginal(value, variance + seen_variance[0])
 
+    @property
+    def log_scale(self) -> Array:
+        """Of the objects: see `sums`."""
+        return self.form.log_scale
+
+    def sums(self, density: Density) -> tuple[Array, Array]:
+        """See `Folded.sums`; of parts that both have them."""
+        total, top = self.form.sums(density)
+        seen, seen_top = self.selection.sums(density)
+        log_seen = log_or_nothing(seen[0]) + self.selection.log_scale[0] + seen_top
+        unseen = log_seen == -jnp.inf
+        return total, jnp.where(unseen, -jnp.inf, top - jnp.where(unseen, 0.0, log_seen))
+
     def draw(self, density: Density, key: Any) -> dict[str, Array]:
         """One draw of every object's theta."""
         return self.form.draw(density, key)
+
+
+def has_sums(form: Any) -> bool:
+    """Whether a form has the method `sums`: tables, numbers, and these as far as detected."""
+    if isinstance(form, Detected):
+        return has_sums(form.form) and has_sums(form.selection)
+    return isinstance(form, Folded | Constant)
+
+
+def log_or_nothing(total: Array) -> Array:
+    """The log; -inf of zero, with a gradient of zero, as in every form."""
+    empty = total == 0
+    return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, total)))
+
+
+def _finite(top: Array) -> Array:
+    """A scale of logarithms, without a gradient; zero where it would be infinite or NaN."""
+    top = jax.lax.stop_gradient(top)
+    return jnp.where(jnp.isfinite(top), top, 0.0)
 
 
 def _check(table: np.ndarray, names: tuple[str, ...]) -> None:

@@ -6,19 +6,21 @@ of `tests/contracts.py`. Settings are fields of the class; randomness comes from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from ..blocks import on_all_cores
 from ..checkpoint import Part, Record
 from ..diagnostics import scalars
 from ..errors import InputError
-from ..model import Target
 from ..result import Result
+from ..target import Target
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, what) now and then; the caller draws the bar."""
@@ -39,13 +41,51 @@ class Sampler(Protocol):
 
 
 # Numbers that a batch of points may span together: more would not stay in cache.
-_BATCH_NUMBERS = 2**17
+_BATCH_NUMBERS = 2**18
+
+# Points in a batch where the data are few; and at most, which as a prime tells what a batch made.
+_BATCH, _LARGEST_BATCH = 64, 127
 
 
 def batch_size(target: Target) -> int:
-    """How many points are best evaluated at once; one where the data are many."""
+    """How many points are best evaluated at once; one where a call goes through much data.
+
+    What counts is how many numbers a call makes of the data, or how many those are if it makes
+    more. A table that a point's numbers are multiplied with is much data of which little is made.
+    """
     numbers = sum(leaf.size for leaf in jax.tree.leaves(target.data))
-    return int(np.clip(_BATCH_NUMBERS // max(numbers, 1), 1, 64))
+    if numbers * _BATCH <= _BATCH_NUMBERS:
+        return _BATCH
+    kept = target.__dict__.setdefault("_made", [])
+    if not kept:
+        points = jax.ShapeDtypeStruct((_LARGEST_BATCH, target.dim), jnp.result_type(float))
+        program: Any = _batch(target)
+        traced = program.trace(points, target.data).jaxpr.jaxpr
+        kept.append(max(_made(traced), default=1))
+    size = _BATCH_NUMBERS // min(numbers, kept[0])
+    # That program has been traced already.
+    return _LARGEST_BATCH if size >= _BATCH else max(size, 1)
+
+
+def _made(program: Jaxpr, times: int = 1) -> Iterator[int]:
+    """How many numbers each step of a program makes of one of `_LARGEST_BATCH` points."""
+    for step in program.eqns:
+        rounds = times * step.params.get("length", 1)
+        for part in jax.tree.leaves(list(step.params.values())):
+            inner = part.jaxpr if isinstance(part, ClosedJaxpr) else part
+            if isinstance(inner, Jaxpr):
+                yield from _made(inner, rounds)
+        for made in step.outvars:
+            shape = getattr(made.aval, "shape", ())
+            each, rest = divmod(times * math.prod(shape), _LARGEST_BATCH)
+            if not rest:
+                yield each
+
+
+def _batch(target: Target) -> Callable[..., Any]:
+    """Log likelihood and log prior of points (n, dim), as one compiled program."""
+    both = lambda x, data: (target.log_likelihood(x, data), target.log_prior(x))  # noqa: E731
+    return target.compiled("evaluate", lambda: jax.vmap(both, in_axes=(0, None)))
 
 
 def evaluate(target: Target, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +97,7 @@ def evaluate(target: Target, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     size = batch_size(target)
     # One compiled size for all calls: the last batch repeats the last point.
     padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
-    both = target.compiled("evaluate", lambda: jax.vmap(_both(target), in_axes=(0, None)))
+    both = _batch(target)
     record = target.record
     rows = [] if record is None else [record.known(x)]
     num_known = sum(map(len, rows))
@@ -90,10 +130,6 @@ def keep_record(target: Target, part: Part) -> None:
                 "restart=True (--restart), or give another folder for the results."
             )
     target.record = record
-
-
-def _both(target: Target) -> Callable[..., Any]:
-    return lambda x, data: (target.log_likelihood(x, data), target.log_prior(x))
 
 
 def require_numbers(target: Target, x: np.ndarray, log_density: np.ndarray) -> None:
