@@ -11,6 +11,7 @@ import pytest
 from skycensus import Grid, HierarchicalModel, InputError, Joint, Mixture, Prior
 from skycensus.graph import as_label, draw_graph, numpyro_graph, population_graph
 from skycensus.graph_layout import arrange
+from skycensus.likelihood import Leafwise, LogMarginal
 
 NODES = np.linspace(0.1, 0.9, 5)
 
@@ -97,6 +98,39 @@ def binaries(t, y):
         v0 = numpyro.sample("v0", dist.Normal())
         with numpyro.plate("epochs", 7):
             numpyro.sample("v", dist.Normal(jnp.cos(t / jnp.exp(ln_p)) + v0, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("rate", ["poisson", "shape"])
+def test_what_only_the_form_of_a_leaf_asks_for_is_there(rate):
+    """A place or a norm that the density over theta does not show: of sources that move."""
+
+    class Placed:
+        names = ("energy",)
+
+        def __init__(self, place, slope):
+            self.settings, self.slope = jnp.asarray(place)[None], slope
+
+        def log_prob(self, theta):
+            return -self.slope * jnp.log(theta["energy"])
+
+    class Seen:
+        names = ("expected number",)
+
+        def log_marginal(self, density):
+            return LogMarginal(-((1e-20 * density.settings) ** 2), jnp.zeros(1))
+
+    def population(h):
+        return Mixture({"star": Placed(h["lon"], h["index"])}, log_weights={"star": 0.0})
+
+    table = Leafwise({"star": Grid(dict.fromkeys(["energy"], NODES), np.zeros((3, 5)), 0.0)})
+    prior = Prior({"lon": dist.Uniform(0.1e20, 1e20), "index": dist.Uniform(1.0, 3.0)})
+    selection = Leafwise({"star": Seen()}) if rate == "poisson" else None
+    graph = population_graph(
+        HierarchicalModel(prior, population, table, selection=selection, rate=rate)
+    )
+    assert ("lon", "energy") in graph.edges and ("index", "energy") in graph.edges
+    # The number of photons follows from the place here, and from nothing else.
+    assert [p for p, child in graph.edges if child == "N"] == (["lon"] if rate == "poisson" else [])
 
 
 def test_a_numpyro_model_has_its_plates_and_sites():

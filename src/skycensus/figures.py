@@ -116,6 +116,9 @@ def standard_figures(
         )
     if objects is not None and not isinstance(model.likelihood, Samples):
         for name, draws in objects.draws.items():
+            # Objects that may be of a leaf without this parameter have NaN among their draws.
+            if not np.isfinite(draws).all(axis=0).any():
+                continue
             figures[f"objects_{name}"] = plots.object_posteriors(
                 objects.names, None, list(draws.T), xlabel=labels.get(name, name)
             )

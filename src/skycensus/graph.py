@@ -20,6 +20,7 @@ from .density import Joint, leaves, log_total
 from .errors import InputError
 from .figures import LABELS
 from .graph_layout import Placed, arrange
+from .likelihood import Leafwise
 from .model import HierarchicalModel
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _population_parts(model: HierarchicalModel) -> _Parts:
         weights = _moves(
             points, lambda p: jax.nn.softmax(jnp.stack([w for w, _ in _tree(model, p).values()]))
         )
-    rate = _moves(points, lambda p: jnp.asarray(log_total(model.population(p)))[None])
+    rate = _moves(points, lambda p: _log_number(model, p)[None])
     used = {name for found in parents.values() for name in found} | set(weights or ()) | set(rate)
     return _Parts(
         tuple(name for name in h if name in used),
@@ -180,6 +181,13 @@ def _population_parts(model: HierarchicalModel) -> _Parts:
         tuple(different),
         rate,
     )
+
+
+def _log_number(model: HierarchicalModel, h: Any) -> Array:
+    """What the number of objects follows from: leaves with forms of their own may each say it."""
+    if isinstance(model.selection, Leafwise):
+        return model.detected(h, model.data).value
+    return jnp.asarray(log_total(model.population(h)))
 
 
 def _tree(model: HierarchicalModel, h: Any) -> dict[str, tuple[Array, Any]]:
@@ -203,7 +211,9 @@ def _factor_parents(
 
     def value(point: Any, parameters: Any) -> Array:
         factor = _factors(_tree(model, point)[path][1])[key]
-        return Joint({key: factor}).log_prob(parameters)
+        found = Joint({key: factor}).log_prob(parameters)
+        # What only a form of its own asks a leaf for, as the place of a source.
+        return jnp.append(found, getattr(factor, "settings", np.zeros(0)))
 
     mine = _reach(lambda point: value(point, theta), h)
     names = key if isinstance(key, tuple) else (key,)
@@ -256,7 +266,9 @@ def _moves(points: Mapping[str, np.ndarray], function: Callable[[Any], Array]) -
     if not points:
         return ()
     slopes = jax.jit(jax.vmap(jax.jacfwd(function)))(dict(points))
-    return tuple(name for name in points if np.any(np.abs(slopes[name]) > 1e-6))
+    # By their logarithms: a lifetime in seconds has slopes of 1e-26.
+    steps = {name: np.where(x == 0.0, 1.0, x)[:, None] for name, x in points.items()}
+    return tuple(name for name, x in steps.items() if np.any(np.abs(slopes[name] * x) > 1e-6))
 
 
 def _followed(name: str, same_as: Mapping[str, str]) -> str:

@@ -10,8 +10,9 @@ from astropy.table import QTable
 from skycensus import InputError, Result
 from skycensus.cli import main
 from skycensus.config import build, parse_config, simulate_data
-from skycensus.config.gamma import seconds
+from skycensus.config.gamma import plan_of, seconds
 from skycensus.config.gamma_parts import SKIES, SPECTRA, Place
+from skycensus.gamma.halo import GeneralizedNFW, log_d_factor, log_j_within
 from skycensus.gamma.photons import Background, Source
 from skycensus.gamma.sky import Box, Cone, Gaussian, Point
 
@@ -252,8 +253,54 @@ def test_a_halo_is_its_j_factor_and_not_its_logarithm(place):
         np.asarray(log_j_factor(Einasto(), np.array([0.3, 2.0]))),
         rtol=1e-5,
     )
-    with pytest.raises(InputError, match="has no slope"):
-        SKIES["halo"](profile="einasto", slope=1.0).build(place)
+
+
+HALO = """{kind = "halo", profile = "generalized_nfw", slope = "slope", decay = %s}"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["sky.distance=-8.0"], "distance = -8 must be above 0"),
+        (["sky.scale_radius=0.0"], "scale_radius = 0 must be above 0"),
+        (["sky.profile='burkert'"], "a profile 'burkert' has no slope; leave it out"),
+        (["prior.slope.high=1.7"], "slope = 'slope' has a prior from 0.2 to 1.7; give one within"),
+        (["sky.local_density='rho'", "prior.rho={dist='Normal', loc=0.4, scale=0.1}"], "'rho' has"),
+    ],
+)
+def test_what_a_halo_allows(settings, said):
+    text = TEXT.replace('{kind = "point", lon = 0.3, lat = 0.1}', HALO % "false")
+    text = text.replace(
+        "[truth]", "[prior.slope]\ndist = 'Uniform'\nlow = 0.2\nhigh = 1.3\n[truth]"
+    )
+    settings = [s.replace("sky.", "sources.star.sky.") for s in settings]
+    plan_of(config(Path(), text=text), simulated=True)
+    with pytest.raises(InputError) as error:
+        plan_of(config(Path(), *settings, text=text), simulated=True)
+    assert "[sources.star] sky: " in str(error.value) and said in str(error.value)
+
+
+def test_how_steep_a_halo_may_be():
+    given = {"profile": "generalized_nfw", "slope": 1.6}
+    assert list(SKIES["halo"](**given).faults({})) == ["slope = 1.6 must be from 0 to below 1.5."]
+    assert not list(SKIES["halo"](**given, decay=True).faults({}))
+
+
+def test_a_halo_with_a_free_shape(tmp_path):
+    text = TEXT.replace('{kind = "point", lon = 0.3, lat = 0.1}', HALO % "true")
+    text = text.replace(
+        "[truth]", "[prior.slope]\ndist = 'Uniform'\nlow = 0.2\nhigh = 1.3\n[truth]"
+    )
+    text = text.replace("index = 2.4", "index = 2.4\nslope = 0.9")
+    simulate_data(config(tmp_path, text=text), tmp_path / "out")
+    made = build(config(tmp_path, f"data.path='{tmp_path / 'out'}'", text=text))
+    assert made.labels["slope"] == r"$\gamma$"
+    h = {**made.truth, "slope": 1.0}
+    assert np.isfinite(made.model.log_likelihood(h).value)
+    profile = GeneralizedNFW(1.0)
+    middle = log_j_within(profile, 0.8, factor=log_d_factor)
+    # Of the box, which is a little larger than the circle in it.
+    assert 0.0 < float(made.derived(h)["log10_D_star"]) - middle / np.log(10.0) < 0.25
 
 
 def test_a_name_makes_a_sky_move(place):

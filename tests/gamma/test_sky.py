@@ -135,3 +135,31 @@ def test_wrong_input_is_told(tmp_path):
         Cone(0.0, 0.0, 0.0)
     with pytest.raises(InputError, match="negative, infinite or NaN"):
         PLANE.pixel_means(lambda lon, lat: np.full(np.shape(lon), np.nan))
+
+
+@pytest.mark.parametrize("power", [0.5, 1.3, 1.9])
+def test_a_cusp_is_integrated_over_its_pixels(power):
+    """On a grid whose pixels have the centre at a corner, and within one."""
+    sky = Around(0.0, 0.0, lambda angle: np.asarray(angle) ** -power)
+    plane = Plane(0.0, 0.0, np.deg2rad(1.0), 64)
+    inner = plane.pixel_means(sky)[24:40, 24:40].sum() * plane.pixel**2
+    # A square about the centre, in closed form but for the angle.
+    phi = 0.125 * np.pi * (np.polynomial.legendre.leggauss(20)[0] + 1.0)
+    weight = 0.125 * np.pi * np.polynomial.legendre.leggauss(20)[1]
+    edge = 8 * plane.pixel / np.cos(phi)
+    exact = 8 * weight @ edge ** (2.0 - power) / (2.0 - power) * np.rad2deg(1.0) ** -power
+    assert abs(inner / exact - 1.0) < 1e-5
+    moved = Around(0.011, -0.004, sky.profile)
+    assert (
+        abs(
+            plane.pixel_means(moved)[20:44, 20:44].sum()
+            / plane.pixel_means(sky)[20:44, 20:44].sum()
+            - 1.0
+        )
+        < 2e-3
+    )
+
+
+def test_a_cusp_without_a_flux_is_refused():
+    with pytest.raises(InputError, match="flux is infinite"):
+        Plane(0.0, 0.0, 0.02, 16).pixel_means(Around(0.0, 0.0, lambda a: np.asarray(a) ** -2.1))

@@ -14,12 +14,14 @@ import jax
 import numpy as np
 
 from .. import data as data_sets
+from ..analysis import Derived
 from ..density import Mixture
 from ..errors import InputError, did_you_mean
 from ..folders import check_folder, new_folder
 from ..gamma.dl3 import read_events, read_run, read_runs
+from ..gamma.expected import log_flux_within
 from ..gamma.fold import Cut
-from ..gamma.photons import Known, Observation, Tree, photon_model
+from ..gamma.photons import Known, Observation, Tree, leaves_of, photon_model
 from ..gamma.response import synthetic_tables
 from ..gamma.simulate import draw_counts, simulate_all
 from ..gamma.sky import Box, Cone, Region
@@ -30,10 +32,10 @@ from ..model import Hyperparameters
 from ..output import Inference
 from ..prior import Prior
 from . import Config, collecting
-from .gamma_figures import photon_figures, photon_labels
-from .gamma_parts import Place
+from .gamma_figures import common_region, photon_figures, photon_labels
+from .gamma_parts import HaloSky, Place
 from .gamma_sources import Leaf, read_leaves, tree_of
-from .plan import Plan, complete_truth, make_plan, settings
+from .plan import Plan, complete_truth, make_plan, resolved, settings
 from .schema import NoSelection, PhotonObservation, Photons, fill
 
 # The columns of directions in an event list, by frame.
@@ -64,6 +66,7 @@ def build(config: Config, *, provenance: Mapping[str, Any] | None = None) -> Inf
     model = photon_model(observations, tree, plan.prior, rate=_rate(plan))
     return Inference(
         labels=photon_labels(found.leaves),
+        derived=_fluxes_of_halos(found.leaves, tree, model.prior, common_region(observations)),
         model=model,
         sampler=plan.sampler(model),
         seconds_reading=time.perf_counter() - began,
@@ -91,6 +94,21 @@ def parts(config: Config, *, simulated: bool = False) -> tuple[list[Observation]
     return observations, _tree(plan, found, observations[0].cut.region), plan.prior
 
 
+def _fluxes_of_halos(
+    leaves: list[Leaf], tree: Tree, prior: Prior, region: Region
+) -> Derived | None:
+    """log10 of the J (or D) factor of every halo whose shape is free, over a region."""
+    parts, found = dict(leaves_of(tree)), {}
+    for leaf in leaves:
+        if isinstance(leaf.sky, HaloSky) and parts[leaf.path].moves:
+            name = f"log10_{'D' if leaf.sky.decay else 'J'}_{leaf.path.rsplit('/', 1)[-1]}"
+            sky = parts[leaf.path].sky
+            found[name] = sky, log_flux_within(sky, prior, region, leaf.path)
+    if not found:
+        return None
+    return lambda h: {n: log_flux(sky(h)) / np.log(10.0) for n, (sky, log_flux) in found.items()}
+
+
 def _rate(plan: Plan) -> Literal["fractions", "rates"]:
     return "rates" if plan.rate == "poisson" else "fractions"
 
@@ -106,7 +124,7 @@ def plan_of(config: Config, *, simulated: bool = False) -> tuple[Plan, _Photons]
         _plan_data(plan, found, simulated)
         _plan_sources(plan, found)
 
-    plan = make_plan(config, population=population)
+    plan = make_plan(config, lambda plan: _plan_halos(plan, found), population=population)
     return plan, found
 
 
@@ -286,6 +304,18 @@ def _plan_sources(plan: Plan, found: _Photons) -> None:
     plan.parameters = ("energy",)
 
 
+def _plan_halos(plan: Plan, found: _Photons) -> None:
+    if plan.problems or plan.prior is None:
+        return
+    prior = resolved(plan)
+    drawn = prior.complete({name: bounds for name, bounds in prior.bounds().items()})
+    bounds = {n: x if isinstance(x, tuple) else (float(x), float(x)) for n, x in drawn.items()}
+    for leaf in found.leaves:
+        faults = leaf.sky.faults(bounds) if isinstance(leaf.sky, HaloSky) else ()
+        name = leaf.path.rsplit("/", 1)[-1]
+        plan.problems += [f"{plan.name} [sources.{name}] sky: {fault}" for fault in faults]
+
+
 def _stand_in(tree: Tree, *, rates: bool) -> Any:
     """A population that has the tree's hyperparameters, before any table is read."""
 
@@ -389,7 +419,14 @@ def _tree(plan: Plan, found: _Photons, region: Region) -> Tree:
     section: Photons = plan.section("data")
     read: list[Path] = []
     place = Place(plan.config, section.frame, region.center, read)
-    tree = tree_of({leaf.path: leaf.build(place) for leaf in found.leaves})
+    parts = {}
+    for leaf in found.leaves:
+        try:
+            parts[leaf.path] = leaf.build(place)
+        except InputError as error:
+            name = leaf.path.rsplit("/", 1)[-1]
+            raise InputError(f"{plan.name} [sources.{name}]: {error}") from error
+    tree = tree_of(parts)
     plan.inputs.update({str(path): file_hash(path) for path in read})
     return tree
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..gamma.photons import Background, Observation, Source, Tree, leaves_of
 from ..gamma.response import separation
-from ..gamma.sky import Cone, Region
+from ..gamma.sky import Cone, Gaussian, Point, Region
 from ..model import HierarchicalModel
 from ..objects import ObjectPosteriors
 from ..predictive import hyperparameter_draws
@@ -34,6 +34,11 @@ _LABELS = {
     "lon": "longitude [deg]",
     "lat": "latitude [deg]",
     "sigma": "extent [deg]",
+    "alpha": r"$\alpha$",
+    "slope": r"$\gamma$",
+    "scale_radius": r"$r_s\ [\mathrm{kpc}]$",
+    "distance": r"$d\ [\mathrm{kpc}]$",
+    "local_density": r"$\rho_\odot\ [\mathrm{GeV\,cm^{-3}}]$",
     "amplitude": r"$\phi_0\ [\mathrm{cm^{-2}\,s^{-1}\,TeV^{-1}}]$",
 }
 
@@ -64,8 +69,9 @@ def photon_figures(
 
         key = jax.random.key(seed)
         draws = hyperparameter_draws(result, _NUM_DRAWS, key=key, prior=model.prior)
-        region = _region(observations)
-        membership = objects.membership if objects is not None else {}
+        region = common_region(observations)
+        known = objects.membership if objects is not None else {}
+        membership = {path: known[path] for path in parts if path in known}
         made = {
             "photons": photons.peek(observations, membership, region),
             "counts_spectrum": photons.counts_spectrum(observations, tree, draws, rates=rates),
@@ -74,8 +80,8 @@ def photon_figures(
             truth = _truth(model, result)
             made["spectra"] = photons.spectra(observations, tree, draws, rates=rates, truth=truth)
         for path, part in parts.items():
-            if isinstance(part, Source) and part.moves:
-                sky: Any = part.sky(draws)
+            sky: Any = part.sky(draws) if isinstance(part, Source) and part.moves else None
+            if isinstance(sky, Point | Gaussian):
                 name = f"map_{path.replace('/', '_')}"
                 place = np.broadcast_arrays(sky.lon, sky.lat, draws[model.prior.names[0]])[:2]
                 made[name] = photons.counts_map(observations, region, place=np.array(place))
@@ -84,7 +90,7 @@ def photon_figures(
     return figures
 
 
-def _region(observations: Sequence[Observation]) -> Region:
+def common_region(observations: Sequence[Observation]) -> Region:
     """What all observations look at: their one region, or a circle that holds all."""
     regions = [observation.cut.region for observation in observations]
     first = regions[0]

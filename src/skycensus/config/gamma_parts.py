@@ -5,7 +5,8 @@ Every number of a table that may be a hyperparameter is a number, which fixes it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -169,23 +170,48 @@ class HaloSky:
     """
 
     profile: Literal["einasto", "nfw", "generalized_nfw", "moore", "burkert", "isothermal"]
-    alpha: float | None = None
-    slope: float | None = None
-    scale_radius: float | None = None
-    distance: float | None = None
-    local_density: float | None = None
+    alpha: Number | None = None
+    slope: Number | None = None
+    scale_radius: Number | None = None
+    distance: Number | None = None
+    local_density: Number | None = None
     decay: bool = False
 
+    @property
+    def given(self) -> dict[str, Number]:
+        """The profile's parameters that have a number or a name."""
+        names = ("alpha", "slope", "scale_radius", "distance", "local_density")
+        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+
+    def faults(self, bounds: Mapping[str, tuple[float, float]]) -> Iterator[str]:
+        """What is wrong with the parameters, where hyperparameters lie between their `bounds`."""
+        for name, value in self.given.items():
+            if name in ("alpha", "slope") and name not in _PROFILES[self.profile][1]:
+                yield f"a profile '{self.profile}' has no {name}; leave it out."
+                continue
+            steepest = 3.0 if self.decay else 1.5
+            allowed = f"from 0 to below {steepest:g}" if name == "slope" else "above 0"
+            highest = steepest if name == "slope" else math.inf
+            if isinstance(value, str):
+                low, high = bounds[value]
+                # At its very ends a prior has nothing.
+                if low < 0 or high > highest:
+                    yield (
+                        f"{name} = '{value}' has a prior from {low:g} to {high:g}; give one within "
+                        f"what the profile allows, {allowed}."
+                    )
+            elif not (0 < value < highest or (name == "slope" and value == 0)):
+                yield f"{name} = {value:g} must be {allowed}."
+
     def build(self, place: Place) -> Any:
-        make, own = _PROFILES[self.profile]
-        for name in ("alpha", "slope"):
-            if getattr(self, name) is not None and name not in own:
-                raise InputError(f"a profile '{self.profile}' has no {name}; leave it out.")
-        names = [*own, "scale_radius", "distance", "local_density"]
-        options = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        make, _ = _PROFILES[self.profile]
         factor = halo.log_d_factor if self.decay else halo.log_j_factor
-        log_flux = halo.tabulated(make(**options), factor)
-        return Around(*GALACTIC_CENTRE[place.frame], lambda angle: np.exp(log_flux(angle)))
+
+        def sky(h: Hyperparameters) -> Around:
+            profile = make(**{name: value_of(h, x) for name, x in self.given.items()})
+            return Around(*GALACTIC_CENTRE[place.frame], halo.Halo(profile, factor))
+
+        return sky if any(isinstance(x, str) for x in self.given.values()) else sky({})
 
 
 SKIES: dict[str, Any] = {

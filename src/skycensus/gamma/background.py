@@ -41,6 +41,11 @@ class Scaled:
         """Norms and tilts."""
         return self.norm, self.tilt
 
+    @property
+    def settings(self) -> Array:
+        """Both as one vector: all that the density is, for it is one in the energy."""
+        return jnp.concatenate(self.both)
+
     def log_prob(self, theta: Theta) -> Array:
         return jnp.zeros(jnp.shape(theta["energy"]))
 

@@ -7,7 +7,7 @@ with the part $G_{kj}(b)$ of the response that reconstructs energies in bin b (s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,12 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..likelihood.folded import Hats
+from ..prior import Prior
 from .fold import Fold
 from .photons import Background, Observation, Source, Tree, leaves_of
 from .response import energy_nodes
-from .sky import Plane, Point, Region, takes_energy
+from .shapes import View, prior_shapes, shapes_of
+from .sky import Around, Plane, Point, Region, takes_energy
 
 Hyperparameters = Mapping[str, Any]
+
+# The relative error of a sky of many draws, which is for figures.
+_ROUGHLY = 1e-3
 
 # Pixels along a side of the plane on which a sky is integrated over a region.
 _PIXELS = 128
@@ -50,8 +55,8 @@ def expected_spectra(
     Args:
         observations: of each counts what lies in its cut.
         tree: of the model.
-        hyperparameters: numbers, or arrays (draw,) of several points. A sky that they move is taken
-            where it is at their mean.
+        hyperparameters: numbers, or arrays (draw,) of several points. A sky that they move, not
+            shape, is taken where it is at their mean.
         edges: (bin + 1,) [TeV].
         rates: whether leaves have rates; with fractions, they share the photons that were seen.
 
@@ -130,11 +135,12 @@ def _of_background(
 def _of_source(
     fold: Fold, source: Source, h: Hyperparameters, edges: np.ndarray, num: int
 ) -> np.ndarray:
-    held = fold.held(_still(source, h))
-    bins = np.zeros((len(edges) - 1, len(held)))
+    skies, shares = _skies(source, h, num, (fold.cut.region.center, fold.half_width))
+    bins = np.zeros((len(skies), len(edges) - 1, len(fold.response.energy)))
+    held = [fold.held(sky) for sky in skies]
     for b in np.flatnonzero(np.diff(edges) > 0):
         accepted = fold.response.energy_acceptance(float(edges[b]), float(edges[b + 1]))
-        bins[b] = np.sum(held * np.asarray(accepted), axis=1)
+        bins[:, b] = np.sum(held * np.asarray(accepted), axis=-1)
     hats = Hats("energy", np.asarray(fold.response.energy))
 
     def masses(h: Hyperparameters) -> Any:
@@ -143,12 +149,23 @@ def _of_source(
 
     points, own = _points(source, h, num)
     mass, top = jax.jit(jax.vmap(masses, axis_size=own))(points)
-    return np.exp(np.asarray(top))[:, None] * (np.asarray(mass) @ bins.T)
+    return np.exp(np.asarray(top))[:, None] * np.einsum("nr,nj,rbj->nb", shares, mass, bins)
 
 
-def _still(source: Source, h: Hyperparameters) -> Any:
-    """The sky of a source, at the mean of the hyperparameters."""
-    return source.at({name: float(np.mean(x)) for name, x in h.items()}).sky
+def _skies(
+    source: Source, h: Hyperparameters, num: int, view: View
+) -> tuple[list[Any], np.ndarray]:
+    """Fixed skies of a source, and (draw, sky) how much of each there is.
+
+    One that moves is where it is at the mean of the hyperparameters.
+    """
+    still = source.at({name: float(np.mean(x)) for name, x in h.items()}).sky
+    if num == 1 or not source.moves or not isinstance(still, Around):
+        return [still], np.ones((1, 1))
+    draws = _at_draws(h, num)
+    shapes = shapes_of(source.sky, draws, [view], "sky", tolerance=_ROUGHLY)
+    found, top = jax.jit(jax.vmap(lambda h: shapes.coefficients(source.sky(h))))(draws)
+    return shapes.skies, np.asarray(found) * np.exp(np.asarray(top))[:, None]
 
 
 def _points(source: Source, h: Hyperparameters, num: int) -> tuple[dict[str, np.ndarray], int]:
@@ -179,10 +196,33 @@ def fluxes(
             continue
         total = np.zeros((num, len(energy)))
         for source in [part] if isinstance(part, Source) else part:
-            held = _within(_still(source, hyperparameters), region, energy)
+            view = region.center, region.half_width
+            skies, shares = _skies(source, hyperparameters, num, view)
+            held = shares @ np.stack([_within(sky, region, energy) for sky in skies])
             total = total + held * _spectrum(source, hyperparameters, energy, num)
         found[path] = total
     return found
+
+
+def log_flux_within(
+    sky: Callable[[Hyperparameters], Around], prior: Prior, region: Region, name: str
+) -> Callable[[Around], Any]:
+    """What makes the logarithm of the flux from a region, for a sky whose shape is free.
+
+    It may be compiled and differentiated; of dJ/dΩ it is the logarithm of the J factor.
+
+    Args:
+        sky, prior, name: see `shapes.prior_shapes`.
+        region: over which the sky is integrated.
+    """
+    shapes = prior_shapes(sky, prior, [(region.center, region.half_width)], name)
+    held = np.array([_within(one, region, np.ones(1))[0] for one in shapes.skies])
+
+    def log_flux(now: Around) -> Any:
+        shares, top = shapes.coefficients(now)
+        return jnp.log(shares @ held) + top
+
+    return log_flux
 
 
 def _spectrum(source: Source, h: Hyperparameters, energy: np.ndarray, num: int) -> np.ndarray:

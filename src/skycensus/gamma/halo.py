@@ -12,6 +12,8 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -234,6 +236,7 @@ def tabulated(profile: Profile, factor: LogFactor = log_j_factor) -> Callable[[A
     # Differences of the second order: smoother than slopes that guard against an overshoot.
     slopes = jnp.gradient(table, nodes[1] - nodes[0])
 
+    @jax.jit
     def interpolated(angle: Any) -> Array:
         angle = jnp.clip(jnp.asarray(angle, float), 1e-4, 179.9)
         return hermite(nodes, table, slopes, _log_half_tan(angle))
@@ -244,6 +247,29 @@ def tabulated(profile: Profile, factor: LogFactor = log_j_factor) -> Callable[[A
 def _log_half_tan(angle: Any) -> Any:
     xp: Any = np if isinstance(angle, np.ndarray) else jnp
     return xp.log(xp.tan(xp.deg2rad(0.5 * angle)))
+
+
+@dataclass(frozen=True, eq=False)
+class Halo:
+    r"""A halo's $dJ/d\Omega$ or $dD/d\Omega$ as a function of the angle [deg]: of a `sky.Around`.
+
+    More than 512 angles at once are looked up in a table, see `tabulated`.
+
+    Args:
+        profile: the halo, whose numbers may be hyperparameters.
+        factor: `log_j_factor` for dark matter that annihilates, `log_d_factor` where it decays.
+    """
+
+    profile: Profile
+    factor: LogFactor = log_j_factor
+
+    def __call__(self, angle: Any) -> Array:
+        few = np.size(angle) <= _NUM_ANGLES
+        return jnp.exp(self.factor(self.profile, angle) if few else self._table(angle))
+
+    @cached_property
+    def _table(self) -> Callable[[Any], Array]:
+        return tabulated(self.profile, self.factor)
 
 
 # ---- over a region -------------------------------------------------------------------------------

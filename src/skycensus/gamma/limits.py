@@ -17,10 +17,11 @@ import numpy as np
 
 from ..errors import InputError, did_you_mean
 from ..keys import generator
-from ..model import HierarchicalModel, Target, hyperparameter_names
+from ..model import HierarchicalModel, hyperparameter_names
 from ..prior import Prior, components
 from ..result import Result
 from ..samplers import ImportanceSampler, Progress, Sampler
+from ..target import Target
 from ..weights import kish, quantile
 from .photons import Observation, Tree, leaves_of, photon_model, population
 from .simulate import draw_counts, simulate_all

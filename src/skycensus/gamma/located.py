@@ -33,7 +33,7 @@ from ..prior import Prior
 from .fold import Fold
 from .interpolation import monotone_cubic, monotone_surface
 from .response import hat_functions, separation
-from .sky import Gaussian, Plane, Point
+from .sky import Around, Gaussian, Plane, Point
 
 # The fraction of a source's photons that may be missed, at any energy.
 TRUNCATION = 1e-6
@@ -52,12 +52,19 @@ _MOST_PLACES, _NUM_WIDTHS, _PIXELS = 48, 33, 192
 
 
 class Located:
-    """A spectrum that comes from a `Point` or a round `Gaussian`: the density of a moving leaf."""
+    """A spectrum with a sky that hyperparameters decide: the density of a moving leaf."""
 
     names = ("energy",)
 
-    def __init__(self, sky: Point | Gaussian, spectrum: Density):
+    def __init__(self, sky: Any, spectrum: Density):
         self.sky, self.spectrum = sky, spectrum
+
+    @property
+    def settings(self) -> Array:
+        """Numbers of the sky, which the density over the energy does not tell."""
+        if isinstance(self.sky, Around):
+            return jnp.asarray(self.sky.profile(jnp.ones(1)))
+        return jnp.stack([jnp.asarray(x, float) for x in _place(self.sky)])
 
     def log_prob(self, theta: Theta) -> Array:
         return self.spectrum.log_prob(theta)
@@ -94,8 +101,9 @@ def window_of(
         found = sky(prior.complete(draw))
         if not isinstance(found, Point | Gaussian):
             raise InputError(
-                f"component '{name}': a sky that hyperparameters decide must be a Point or a "
-                f"Gaussian, not a {type(found).__name__}; give its maps a place that is fixed."
+                f"component '{name}': a sky that hyperparameters decide must be a Point, a "
+                f"Gaussian or Around a place, not a {type(found).__name__}; give its maps a place "
+                "that is fixed."
             )
         return jnp.stack(jnp.broadcast_arrays(*map(jnp.asarray, _place(found))))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ SkyFunction = Callable[..., Any]
 # Where neighbouring pixels differ by so much, the mean over a pixel is taken from so many points
 # along each of its sides.
 _STEEP, _FINER = 1.5, 8
+
+# Within so many pixels of its centre a function of the angle is integrated exactly; nearer to it
+# than so many degrees it is a power law.
+_NEAR, _CORE = 16, 1e-4
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
+_STEPS, _STEP_WEIGHTS = 0.5 * (_NODES + 1.0), 0.5 * _WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,11 @@ class Isotropic:
 
 @dataclass(frozen=True)
 class Around:
-    """A function of the angle [deg] from a direction, as a halo of dark matter is."""
+    """A function of the angle [deg] from a direction, as a halo of dark matter is.
+
+    It may rise to the centre without an end as long as the flux is finite, and is a power law below
+    1e-4 degrees.
+    """
 
     lon: float
     lat: float
@@ -81,6 +92,49 @@ class Around:
 
     def __call__(self, lon: Any, lat: Any) -> np.ndarray:
         return np.asarray(self.profile(_angle(self, lon, lat)))
+
+    def pixel_means(self, plane: Plane, near: np.ndarray) -> np.ndarray:
+        r"""(P,) means over pixels, by row and column (P, 2), that are near the centre.
+
+        By the divergence theorem $\int f\,dA = \oint Q(r)\,r^{-2}\,(\mathbf r\cdot\mathbf n)\,ds$
+        with $Q = \int_0^r f\,r'\,dr'$, so that a cusp is no harder than the rest.
+        """
+        center = np.array(plane.to_plane(self.lon, self.lat))
+        low = plane.pixel * near[:, ::-1] - plane.half_width - center
+        total = np.zeros(len(near))
+        for axis, side in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            away = low[:, axis] + side * plane.pixel
+            distance = np.maximum(np.abs(away), 1e-12)
+            # Even steps in asinh(t / distance) along an edge, as the integrand asks.
+            start, stop = (np.arcsinh((low[:, 1 - axis] + z) / distance) for z in (0, plane.pixel))
+            r = distance * np.cosh(start + _STEPS[:, None] * (stop - start))
+            mean = _STEP_WEIGHTS @ (np.exp(self._log_disk(np.log(r))) / r)
+            total += (2 * side - 1) * away * (stop - start) * mean
+        return total / plane.pixel**2
+
+    def _log_disk(self, log_r: np.ndarray) -> np.ndarray:
+        """The logarithm of Q at the logarithm of radii r in the plane [rad]."""
+        nodes, log_q = self._disks
+        first = (log_q[1] - log_q[0]) / (nodes[1] - nodes[0])
+        return np.interp(log_r, nodes, log_q) + first * np.minimum(log_r - nodes[0], 0.0)
+
+    @cached_property
+    def _disks(self) -> tuple[np.ndarray, np.ndarray]:
+        angle = np.geomspace(_CORE, 90.0, 801)
+        radius = 2.0 * np.sin(np.deg2rad(0.5 * angle))
+        flux = np.maximum(np.asarray(self.profile(angle), float), 1e-300) * radius**2
+        # Power laws between the nodes.
+        rise, step = np.diff(np.log(flux)), np.diff(np.log(radius))
+        flat = np.abs(rise) < 1e-9
+        mean = np.where(flat, flux[1:], np.diff(flux) / np.where(flat, 1.0, rise))
+        if not rise[0] > 0:
+            raise InputError(
+                "a sky's flux is infinite: towards its centre it rises as the angle to the power "
+                f"{rise[0] / step[0] - 2.0:.3g}, which has no integral from -2 on. A halo that "
+                "annihilates needs a slope below 1.5 there."
+            )
+        within = np.cumsum(np.append(flux[0] * step[0] / rise[0], mean * step))
+        return np.log(radius), np.log(within)
 
 
 class Template:
@@ -337,7 +391,11 @@ class Plane:
         return x, factor * (np.cos(zero) * xp.sin(lat) - np.sin(zero) * xp.cos(lat) * xp.cos(dlon))
 
     def pixel_means(self, function: SkyFunction) -> np.ndarray:
-        """(num, num) means of a sky over pixels; more points where it is steep or has an edge."""
+        """(num, num) means of a sky over pixels; more points where it is steep or has an edge.
+
+        Raises:
+            InputError: values that are negative, infinite or NaN, or a flux that is infinite.
+        """
         line = self.half_width * ((2.0 * np.arange(self.num) + 1.0) / self.num - 1.0)
         x, y = np.meshgrid(line, line)
         mean = np.array(function(*self.to_sky(x, y)), float)
@@ -345,6 +403,11 @@ class Plane:
             raise InputError("a sky map has values that are negative, infinite or NaN.")
         high, low = maximum_filter(mean, 3), minimum_filter(mean, 3)
         steep = (high > _STEEP * low) & (high > 1e-4 * mean.max())
+        if isinstance(function, Around):
+            x0, y0 = self.to_plane(function.lon, function.lat)
+            near = np.hypot(x - x0, y - y0) < _NEAR * self.pixel
+            mean[near] = function.pixel_means(self, np.argwhere(near))
+            steep &= ~near
         place = self.pixel * ((np.arange(_FINER) + 0.5) / _FINER - 0.5)
         dx, dy = (d.ravel() for d in np.meshgrid(place, place))
         finer = function(*self.to_sky(x[steep][:, None] + dx, y[steep][:, None] + dy))

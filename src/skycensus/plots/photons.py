@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from ..gamma.expected import expected_spectra, fluxes, shares
-from ..gamma.photons import Observation, Tree
+from ..gamma.photons import Observation, Tree, leaves_of
 from ..gamma.sky import Plane, Region
 from .style import COLOURS, FAINT, plain_log_ticks, style
 
@@ -72,7 +72,8 @@ def peek(
     Args:
         runs: their photons that are used.
         membership: component -> (photon,) the probability that a photon is its, in the order of the
-            runs; or which are, where they were simulated.
+            runs; or which are, where they were simulated. In the order of the tree, colours are
+            those of the other figures.
         region: what is shown.
         pixel: its side [deg]; by default a fortieth of the region.
         per_decade: bins of reconstructed energy.
@@ -85,6 +86,7 @@ def peek(
     weights = {"all": np.ones(len(energy))}
     weights |= {name: np.asarray(p, float) for name, p in membership.items()}
     every, _ = np.histogram(energy, bins)
+    colours = [COLOURS[0], *(COLOURS[1:] * len(weights))]
     with style():
         size = (2.5 * len(weights) + 0.6, 4.8)
         figure = Figure(figsize=size, layout="constrained")
@@ -98,7 +100,7 @@ def peek(
             axes.set(title=f"{name}: {weight.sum():.0f}", xlabel="degrees east")
             below.stairs(every, bins, color=FAINT)
             inside, _ = np.histogram(energy, bins, weights=weight)
-            below.stairs(inside, bins, color=COLOURS[column % len(COLOURS)], fill=True, alpha=0.7)
+            below.stairs(inside, bins, color=colours[column], fill=True, alpha=0.7)
             below.set(xscale="log", yscale="log", ylim=(0.5, 2.0 * every.max() + 1.0))
             below.set_xlabel("energy [TeV]")
             plain_log_ticks(below.xaxis, bins[0], bins[-1])
@@ -184,8 +186,9 @@ def counts_spectrum(
         figure = Figure(figsize=(5.4, 4.6), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.errorbar(middle, seen, np.sqrt(seen), fmt="o", ms=3.5, color="black", label="photons")
-        for number, (name, counts) in enumerate([*expected.items(), ("all", every)], start=1):
-            colour = COLOURS[0 if name == "all" else 1 + (number - 1) % (len(COLOURS) - 1)]
+        colours = {**_colours(tree), "all": COLOURS[0]}
+        for name, counts in {**expected, "all": every}.items():
+            colour = colours[name]
             low, median, high = np.quantile(counts, _BAND, axis=0)
             upper.stairs(median, edges, color=colour, label=name)
             upper.stairs(high, edges, baseline=low, color=colour, fill=True, alpha=0.2)
@@ -241,7 +244,9 @@ def spectra(
         axes = figure.subplots()
         true = curves(truth) if truth is not None else {}
         highest, lowest = 0.0, np.inf
-        for (name, power), colour in zip(curves(hyperparameters).items(), _cycle(), strict=False):
+        colours = _colours(tree)
+        for name, power in curves(hyperparameters).items():
+            colour = colours[name]
             bottom, middle, top = np.quantile(power, _BAND, axis=0)
             axes.plot(energy, middle, color=colour, label=name)
             axes.fill_between(energy, bottom, top, color=colour, alpha=0.25, lw=0)
@@ -258,5 +263,7 @@ def spectra(
     return figure
 
 
-def _cycle() -> list[str]:
-    return [*COLOURS[1:], COLOURS[0]] * 4
+def _colours(tree: Tree) -> dict[str, str]:
+    """Path of every leaf -> its colour, in all figures of a model; the first is that of all."""
+    paths = [path for path, _ in leaves_of(tree)]
+    return {path: COLOURS[1 + n % (len(COLOURS) - 1)] for n, path in enumerate(paths)}
