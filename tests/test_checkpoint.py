@@ -409,10 +409,6 @@ def whole(line, monkeypatch):
     return line
 
 
-def test_a_killed_run_is_resumed_and_gives_the_same(whole):
-    cut_often(whole, [signal.SIGKILL], seed=4)
-
-
 @pytest.mark.slow
 def test_a_run_that_is_killed_often_gives_the_same(whole, sized):
     cut_often(whole, [signal.SIGINT] + [signal.SIGKILL] * sized(full=8, small=2), seed=5)

@@ -150,6 +150,7 @@ ECCENTRIC = ("data.orbit=eccentric", "data.num_candidates=1", "data.periods=[6.0
 UNKNOWN = 'data.jitter={dist = "LogUniform", low = 0.1, high = 3.0}'
 
 
+@pytest.mark.slow
 def test_eccentric_orbits_and_their_elements(folder, tmp_path):
     many = simulate_binaries(num_stars=2, num_epochs=20, lnsigma=-2.0)
     many.write(folder / "velocities.ecsv", overwrite=True)
@@ -173,6 +174,7 @@ def test_an_unknown_jitter_of_each_star(folder):
     assert float(form.nodes["jitter"].min()) >= 0.1 and float(form.nodes["jitter"].max()) <= 3.0
 
 
+@pytest.mark.slow
 def test_a_population_of_eccentricities(folder):
     text = BINARIES.replace("[prior]", 'eccentricity = "beta_eccentricity"\n[prior]')
     stars = 'data.stars=["star 0"]'

@@ -176,7 +176,7 @@ def test_a_density_that_is_nan_is_not_hidden(case):
 # ---- densities learned from draws ----------------------------------------------------------------
 
 # Those that share their code with others of the table, or are made of them.
-_SLOW = ("maf_spline", "realnvp", "piecewise", "product", "auto")
+_SLOW = ("maf_spline", "spline", "realnvp", "piecewise", "product", "auto")
 estimator_cases = pytest.mark.parametrize(
     "kind", [pytest.param(k, marks=pytest.mark.slow if k in _SLOW else ()) for k in ESTIMATORS]
 )

@@ -83,7 +83,11 @@ def check_exact(rows: dict, exact: Path, tolerance: float = CLOSE) -> None:
             "exact_cluster.json",
         ),
         ("apogee_binaries/config.toml", "data/apogee/apogee-binaries.fits", "exact_rv2.json"),
-        ("apogee_binaries/one_star.toml", "data/apogee/apogee-binaries.fits", "exact_rv1.json"),
+        pytest.param(
+            *("apogee_binaries/one_star.toml", "data/apogee/apogee-binaries.fits"),
+            "exact_rv1.json",
+            marks=pytest.mark.slow,
+        ),
         (
             "line_with_outliers/config.toml",
             "reference/hierarchical/line_outliers.ecsv",

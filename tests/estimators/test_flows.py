@@ -9,7 +9,7 @@ from skycensus.estimators.flows import Architecture, Flow, random_weights
 from skycensus.estimators.kinds import fitter
 
 
-@pytest.mark.parametrize("kind", ["maf", "spline"])
+@pytest.mark.parametrize("kind", ["maf", pytest.param("spline", marks=pytest.mark.slow)])
 def test_cube_and_back_and_the_density_of_the_map(kind):
     a = Architecture(kind, 3, 0, 2, 8, 1, 5)
     flow = Flow(random_weights(jax.random.key(1), a), a)
@@ -23,6 +23,7 @@ def test_cube_and_back_and_the_density_of_the_map(kind):
     )
 
 
+@pytest.mark.slow
 def test_members_differ_and_are_reproducible():
     rng = np.random.default_rng(0)
     z, weight = rng.normal(size=(100, 2)), np.full(100, 0.01)

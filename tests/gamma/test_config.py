@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from astropy.table import QTable
@@ -286,6 +287,7 @@ def test_how_steep_a_halo_may_be():
     assert not list(SKIES["halo"](**given, decay=True).faults({}))
 
 
+@pytest.mark.slow
 def test_a_halo_with_a_free_shape(tmp_path):
     text = TEXT.replace('{kind = "point", lon = 0.3, lat = 0.1}', HALO % "true")
     text = text.replace(
@@ -296,11 +298,11 @@ def test_a_halo_with_a_free_shape(tmp_path):
     made = build(config(tmp_path, f"data.path='{tmp_path / 'out'}'", text=text))
     assert made.labels["slope"] == r"$\gamma$"
     h = {**made.truth, "slope": 1.0}
-    assert np.isfinite(made.model.log_likelihood(h).value)
+    assert np.isfinite(jax.jit(lambda h: made.model.log_likelihood(h).value)(h))
     profile = GeneralizedNFW(1.0)
     middle = log_j_within(profile, 0.8, factor=log_d_factor)
     # Of the box, which is a little larger than the circle in it.
-    assert 0.0 < float(made.derived(h)["log10_D_star"]) - middle / np.log(10.0) < 0.25
+    assert 0.0 < float(jax.jit(made.derived)(h)["log10_D_star"]) - middle / np.log(10.0) < 0.25
 
 
 def test_a_name_makes_a_sky_move(place):

@@ -108,6 +108,7 @@ def test_the_number_at_the_region_s_edge_is_smooth_and_right():
         assert abs(seen[i] / want - 1.0) < 0.01
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_differences(forms):
     _, moving, number = forms
 

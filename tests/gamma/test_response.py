@@ -45,6 +45,7 @@ def published(shared, require_path):
 # ---- normalisation -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_dispersion_is_a_density(response):
     energy = np.geomspace(1e-4, 1e4, 40_000)
     density = response.log_ratio_density(energy, np.full(len(energy), 1.3))

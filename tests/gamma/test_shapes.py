@@ -78,6 +78,7 @@ def test_a_sum_of_shapes_is_the_fold_of_the_shape(seen, model, slope):
     assert model.likelihood.forms["DM"].error <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_shapes_of_two_parameters_describe_all_others():
     def every(h):
         return Around(0.0, 0.0, Halo(GeneralizedNFW(h["slope"], scale_radius=h["radius"])))

@@ -63,6 +63,7 @@ def schools():
     return model, analyse(model, NUTS(num_warmup=500, num_samples=1500), jax.random.key(1))
 
 
+@pytest.mark.slow
 def test_uninformative_objects_are_exact_without_divergences(schools):
     model, result = schools
     data = model.likelihood.data
@@ -76,6 +77,7 @@ def test_uninformative_objects_are_exact_without_divergences(schools):
         assert row["r_hat"] < 1.01
 
 
+@pytest.mark.slow
 def test_the_centred_model_diverges_there(schools):
     model, _ = schools
     data = model.likelihood.data
@@ -131,6 +133,7 @@ def test_latents_stay_out_of_tables_and_survive_files(schools, tmp_path):
     assert posterior["x"].dims == ("chain", "draw", "object")
 
 
+@pytest.mark.slow
 def test_nothing_converges_while_one_latent_has_not():
     # Two hills for one object, far apart: chains stay where they are.
     y = np.array([0.0, 0.0, 0.1, -0.1, 0.2])
@@ -223,6 +226,7 @@ def test_a_mixture_spans_its_leaves():
     assert float(spanned.scale) == pytest.approx(np.sqrt(5.0))
 
 
+@pytest.mark.slow
 def test_mixture_posterior_and_memberships_are_exact():
     y = np.array([-0.3, 0.2, 0.4, 3.1, 8.0])
     sd = np.full(5, 0.5)
@@ -276,6 +280,7 @@ def test_truncated_latents_are_exact():
     assert (result.latents["x"] > 0).all()
 
 
+@pytest.mark.slow
 def test_known_columns_enter_the_population():
     rng = np.random.default_rng(9)
     x = rng.uniform(-1, 1, 40)

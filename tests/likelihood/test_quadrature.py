@@ -182,7 +182,14 @@ POPULATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", POPULATIONS)
+# Of those of one kind all but one are in the slow tier: each is a program to compile.
+SLOW_POPULATIONS = ("uniform", "power law", "lognormal", "gamma")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in SLOW_POPULATIONS else ()) for n in POPULATIONS],
+)
 def test_populations_against_panels(name):
     make, formula, edges = POPULATIONS[name]
     at, error = (PLX, PLX_ERROR) if formula is parallax else (NEAR, NEAR_ERROR)
@@ -318,6 +325,7 @@ def test_draws_of_a_mixture_and_their_first_moments():
     np.testing.assert_allclose(drawn[:, 0].mean(), 0.01, atol=4 * 0.0072 / np.sqrt(4000) + 1e-4)
 
 
+@pytest.mark.slow
 def test_draws_of_two_parameters():
     a, b, table = pair_table(PAIRS["conditional"])
     drawn = many_draws(Quadrature(product, MEASURED), PAIRS["conditional"], 2000)
@@ -336,6 +344,7 @@ def test_draws_of_two_parameters():
 # ---- the machine -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_blocks_vmap_and_32_bit_change_nothing(monkeypatch):
     rng = np.random.default_rng(3)
     at, error = 1 / rng.normal(0.5, 0.02, 1000), rng.uniform(0.01, 0.1, 1000)

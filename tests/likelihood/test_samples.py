@@ -116,7 +116,7 @@ def test_variance_vanishes_for_constant_weights():
 # --- the same numbers by every road ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block_size", [None, 64, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("block_size", [pytest.param(None, marks=pytest.mark.slow), 64])
 def test_values_and_gradients_by_every_road(block_size):
     draws, log_ref = ragged()
     samples = Samples(draws, log_ref, block_size=block_size)

@@ -72,7 +72,10 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "nuts" else ()) for n in SAMPLERS],
+)
 def test_the_result_is_that_of_the_direct_run(model, exact, name):
     sampler = CoarseToExact(SAMPLERS[name], Coarse(draws=4), target_ess=600)
     result = sampler.run(model.target(), jax.random.key(1))

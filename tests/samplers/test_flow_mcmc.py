@@ -191,7 +191,7 @@ def test_thinning_and_batches_keep_the_shapes():
 
 def test_large_data_are_gone_through_for_one_chain_at_a_time():
     """Chains in step would need arrays of chains times data, which no cache holds."""
-    size = 2**17
+    size = 2**18
     data = jnp.linspace(0.0, 1.0, size)
     target = line_target(lambda h, data: -0.5 * jnp.mean((h["x"] - data) ** 2), data=data)
     pilot = Pilot(np.zeros((4, 1)), np.zeros(1), np.eye(1), 0)
@@ -222,6 +222,7 @@ def test_a_broken_likelihood_among_the_starts_is_named(value):
         FlowMCMC(**SMALL).run(target, jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "local_sampler", ["hmc", pytest.param("random_walk", marks=pytest.mark.slow)]
 )

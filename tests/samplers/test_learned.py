@@ -187,6 +187,7 @@ def test_weights_of_the_cheap_posterior_would_be_biased():
     assert abs(naive - exact) > 10 * its_error
 
 
+@pytest.mark.slow
 def test_a_cheap_likelihood_that_is_far_off_is_learned_away_from():
     """Four of its standard deviations from the other; the proposal is fitted anew."""
     sampler = LearnedProposal(
@@ -334,6 +335,7 @@ def share_right(result):
     return float(result.weights[result.draws["a"] > 0].sum())
 
 
+@pytest.mark.slow
 def test_a_mode_that_the_first_run_missed_is_told_or_mended():
     sampler = LearnedProposal(first=OneIsland(), density="gaussian", max_refits=0, target_ess=50)
     missed = sampler.run(two_islands(), jax.random.key(0))

@@ -277,6 +277,7 @@ def both_ways(made, monkeypatch):
     return exact, QuadratureSampler().run(target, jax.random.key(0)), nears
 
 
+@pytest.mark.slow
 def test_a_shortcut_gives_what_the_target_gives(monkeypatch):
     """A gamma distribution: its integrals have no closed form, and its nodes move with it."""
     made = many_stars(

@@ -17,7 +17,6 @@ from skycensus.result import Result
 # Those of the default tier: what a sampler is for, and what it is not.
 QUICK = {
     ("nested", "shells"),
-    ("nuts", "shells"),
     ("nuts", "edges"),
     ("importance", "banana"),
     ("quadrature", "banana"),

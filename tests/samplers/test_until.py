@@ -151,7 +151,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(checkpoint_module, "time", SimpleNamespace(monotonic=tick))
 
 
-@pytest.mark.parametrize("name", ["nuts", "nuts, one by one"])
+@pytest.mark.parametrize("name", ["nuts", pytest.param("nuts, one by one", marks=pytest.mark.slow)])
 def test_chains_end_in_time_with_what_they_have(target, clock, monkeypatch, name):
     monkeypatch.setattr("skycensus.samplers.chains._MOST_STEPS", 16)
     sampler = Until(CHAINS[name], target_ess=1e5, time_limit=60.0)

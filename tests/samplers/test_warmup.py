@@ -126,6 +126,7 @@ def test_what_a_chain_learns_stays_after_the_warmup():
     assert int(same.num_gradients) == int(tuning.num_gradients) > 80
 
 
+@pytest.mark.slow
 def test_the_warmup_of_a_correlated_gaussian_is_short():
     """Condition 1000: with a unit matrix a trajectory across it is of hundreds of steps."""
     dim = 8

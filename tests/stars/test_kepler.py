@@ -48,6 +48,7 @@ def simulated(e, seed):
     return t, v, np.full(16, 0.4)
 
 
+@pytest.mark.slow
 def test_eccentric_and_circular_orbits_are_recovered():
     columns = zip(simulated(0.4, 5), simulated(0.0, 6), strict=True)
     stars = Velocities(*columns, ("eccentric", "circular"), np.zeros(2))

@@ -58,9 +58,9 @@ def test_negative_parallaxes_are_data():
         parallax.objects(parallax.Parallaxes(np.array([p]), np.array([0.1]), ("star",)))
         for p in (2.0, -0.05)
     )
-    at = parallax.normal_cluster({"mu_r": 0.5, "ln_std_r": jnp.log(0.01)})
-    beyond = parallax.normal_cluster({"mu_r": 20.0, "ln_std_r": jnp.log(2.0)})
-    value = jax.jit(lambda form, density: form.log_marginal(density).value[0])
+    at = {"mu_r": 0.5, "ln_std_r": jnp.log(0.01)}
+    beyond = {"mu_r": 20.0, "ln_std_r": jnp.log(2.0)}
+    value = jax.jit(lambda form, h: form.log_marginal(parallax.normal_cluster(h)).value[0])
     assert value(near, at) > value(near, beyond) + 50
     assert value(far, beyond) > value(far, at) + 50
 

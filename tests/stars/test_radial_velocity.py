@@ -132,6 +132,7 @@ def sparse(require_path, shared):
     return stars, data["lnP"]
 
 
+@pytest.mark.slow
 def test_sparse_binaries_in_all_their_modes(sparse, reference):
     stars, _ = sparse
     form = circular_orbits(stars, periods=(1.5, 60.0))
@@ -208,6 +209,7 @@ def test_jitter_is_integrated_or_fixed():
     np.testing.assert_allclose(float(fixed.log_marginal(density).value[0]), each[1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_nodes_of_a_jitter_resolve_what_velocities_say_of_it():
     star = simulated(12, 40.0, jitter=1.5)
     stars = velocities(table_of(star))
