@@ -58,7 +58,7 @@ def catalogue(key):
 
 @pytest.mark.slow
 def test_ranks_are_uniform_and_fractions_unbiased(sized):
-    num = sized(full=100, small=12)
+    num = sized(full=100, small=4)
     found = calibrate(
         catalogue, ImportanceSampler(target_ess=400), jax.random.key(3), num_catalogues=num
     )
