@@ -1,7 +1,13 @@
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Most of a test's time is compilation, and few repay optimised code: without it they take half as
+# long. The validation tier runs what users run: XLA_FLAGS= ./dev test -m slow
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 import jax
 import pytest
@@ -11,12 +17,26 @@ ROOT = Path(__file__).resolve().parents[1]
 # Tests compare with exact answers in double precision; the command line switches it on as well.
 jax.config.update("jax_enable_x64", True)
 
-# Most of a test's time is compilation. The cache lies in the environment, so it goes when the
-# versions do; each parallel worker has its own, because JAX does not write entries atomically.
+# The cache of programs lies in the environment, so it goes when the versions do; each parallel
+# worker has its own, because JAX does not write entries atomically.
 if sys.prefix != sys.base_prefix:
     worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
     jax.config.update("jax_compilation_cache_dir", f"{sys.prefix}/.cache/jax/{worker}")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+# A compiled program takes about eight memory maps, of which Linux gives a process no more than
+# 65,530 (vm.max_map_count): without this some 8,000 programs in one worker crash XLA.
+MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_memory_maps() -> Iterator[None]:
+    """After a module, forget all compiled programs where they have become too many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

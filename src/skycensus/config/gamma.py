@@ -308,12 +308,11 @@ def _plan_halos(plan: Plan, found: _Photons) -> None:
     if plan.problems or plan.prior is None:
         return
     prior = resolved(plan)
-    drawn = prior.complete({name: bounds for name, bounds in prior.bounds().items()})
+    drawn = prior.complete(prior.bounds())
     bounds = {n: x if isinstance(x, tuple) else (float(x), float(x)) for n, x in drawn.items()}
     for leaf in found.leaves:
         faults = leaf.sky.faults(bounds) if isinstance(leaf.sky, HaloSky) else ()
-        name = leaf.path.rsplit("/", 1)[-1]
-        plan.problems += [f"{plan.name} [sources.{name}] sky: {fault}" for fault in faults]
+        plan.problems += [f"{plan.name} [sources.{leaf.name}] sky: {fault}" for fault in faults]
 
 
 def _stand_in(tree: Tree, *, rates: bool) -> Any:
@@ -424,8 +423,7 @@ def _tree(plan: Plan, found: _Photons, region: Region) -> Tree:
         try:
             parts[leaf.path] = leaf.build(place)
         except InputError as error:
-            name = leaf.path.rsplit("/", 1)[-1]
-            raise InputError(f"{plan.name} [sources.{name}]: {error}") from error
+            raise InputError(f"{plan.name} [sources.{leaf.name}]: {error}") from error
     tree = tree_of(parts)
     plan.inputs.update({str(path): file_hash(path) for path in read})
     return tree

@@ -28,6 +28,11 @@ class Leaf:
     tilt: Number | None = None
     names: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """Its own, without the branches above it: `CCR`."""
+        return self.path.rsplit("/", 1)[-1]
+
     def build(self, place: Place) -> Any:
         """The component: a `Source`, a list of them, or a `Background`."""
         if self.sky is None:
