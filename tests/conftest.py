@@ -6,7 +6,9 @@ from pathlib import Path
 # Most of a test's time is compilation, and few repay optimised code: without it they take half as
 # long. The validation tier runs what users run: XLA_FLAGS= ./dev test -m slow
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
 )
 
 import jax

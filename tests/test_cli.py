@@ -541,15 +541,20 @@ def test_compiled_programs_are_kept_where_only_the_user_writes(tmp_path, monkeyp
 def test_jax_is_set_up(tmp_path, monkeypatch):
     import jax
 
-    before = getattr(jax.config, "jax_compilation_cache_dir", None), os.environ.get("XLA_FLAGS", "")
+    before = getattr(jax.config, "jax_compilation_cache_dir", None)
     monkeypatch.setenv("SKYCENSUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("XLA_FLAGS", before[1])
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=")
     try:
         jax.config.update("jax_compilation_cache_dir", None)
         cli.start_jax({"sampler": {"chain_method": "parallel", "num_chains": 1}})
         folder = str(getattr(jax.config, "jax_compilation_cache_dir", None))
         assert folder.startswith(str(tmp_path / "cache"))
-        assert "--xla_force_host_platform_device_count=1" in os.environ["XLA_FLAGS"]
+        devices = "--xla_force_host_platform_device_count=1"
+        assert os.environ["XLA_FLAGS"] == f"--xla_dump_to= {devices}"
         assert jax.numpy.zeros(1).dtype == "float64"
+        for _ in range(2):
+            cli.start_jax({"data": {"kind": "parallax"}})
+        code = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+        assert os.environ["XLA_FLAGS"] == f"--xla_dump_to= {devices} {code}"
     finally:
-        jax.config.update("jax_compilation_cache_dir", before[0])
+        jax.config.update("jax_compilation_cache_dir", before)
