@@ -232,7 +232,7 @@ def tabulated(profile: Profile, factor: LogFactor = log_j_factor) -> Callable[[A
     nodes = np.linspace(start, stop, _NUM_ANGLES)
     # A halo of plain numbers is done with here: a compiler takes minutes to fold such constants.
     with jax.ensure_compile_time_eval():
-        table = factor(profile, np.rad2deg(2.0 * np.arctan(np.exp(nodes))))
+        table = _compiled(factor, profile)(np.rad2deg(2.0 * np.arctan(np.exp(nodes))))
     # Differences of the second order: smoother than slopes that guard against an overshoot.
     slopes = jnp.gradient(table, nodes[1] - nodes[0])
 
@@ -242,6 +242,11 @@ def tabulated(profile: Profile, factor: LogFactor = log_j_factor) -> Callable[[A
         return hermite(nodes, table, slopes, _log_half_tan(angle))
 
     return interpolated
+
+
+def _compiled(factor: LogFactor, profile: Profile) -> Callable[[Any], Array]:
+    """The factor of the angle, as one program: by itself it is fifty small ones."""
+    return jax.jit(lambda angle: factor(profile, angle))
 
 
 def _log_half_tan(angle: Any) -> Any:
@@ -265,7 +270,11 @@ class Halo:
 
     def __call__(self, angle: Any) -> Array:
         few = np.size(angle) <= _NUM_ANGLES
-        return jnp.exp(self.factor(self.profile, angle) if few else self._table(angle))
+        return jnp.exp(self._direct(angle) if few else self._table(angle))
+
+    @cached_property
+    def _direct(self) -> Callable[[Any], Array]:
+        return _compiled(self.factor, self.profile)
 
     @cached_property
     def _table(self) -> Callable[[Any], Array]:
