@@ -72,6 +72,12 @@ def sized() -> Callable[..., int]:
     return lambda *, full, small: small if size == "small" else full
 
 
+@pytest.fixture(autouse=True)
+def _at_full_size(request: pytest.FixtureRequest, sized: Callable[..., int]) -> None:
+    if request.node.get_closest_marker("full") and not sized(full=1, small=0):
+        pytest.skip("at the full size only")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared reference data: $SKYCENSUS_SHARED, else `shared` beside the checkout.

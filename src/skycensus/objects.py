@@ -188,6 +188,8 @@ def single_object(
     return Result(
         draws,
         Status(True),
+        # Equal, for draws that are independent: nothing is to be looked for between them.
+        log_weight=np.zeros((1, num_draws)),
         log_evidence=float(marginal.value[0]),
         log_evidence_error=float(np.sqrt(marginal.variance[0])),
         fixed=dict(model.prior.fixed),

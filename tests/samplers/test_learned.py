@@ -276,7 +276,14 @@ def test_what_is_left_of_the_information_is_little(boosted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["weights of a mixture", "edges", "shells", "five modes", "12-D"])
+@pytest.mark.parametrize(
+    "name",
+    ["edges", "five modes"]
+    + [
+        pytest.param(name, marks=pytest.mark.full)
+        for name in ("weights of a mixture", "shells", "12-D")
+    ],
+)
 def test_plain_and_boosted_agree(name, sized):
     """Over seeds: within their errors of each other, for fewer likelihoods times variance."""
     target, num = two_modes() if name == "12-D" else CASES[name].make(), sized(full=20, small=1)

@@ -192,10 +192,8 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["shells", "five modes"])
-def test_dynamic_dynesty(name, sized):
-    if name not in ("shells", "five modes")[: sized(full=2, small=1)]:
-        pytest.skip("at the full size only: minutes")
+@pytest.mark.parametrize("name", ["shells", pytest.param("five modes", marks=pytest.mark.full)])
+def test_dynamic_dynesty(name):
     case = CASES[name]
     result = Dynesty(num_live=250, dynamic=True).run(case.make(), jax.random.key(0))
     check(result, case)

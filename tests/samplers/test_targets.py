@@ -26,25 +26,28 @@ QUICK = {
 # that it sees says so (docs/samplers.md).
 BLIND = {(sampler, "five modes") for sampler in ("importance", "coarse to exact", "until")}
 
+# Of these samplers only the cases that take less than a minute belong to the small size.
+SOON_DONE = {
+    "dynesty": ("conjugate Gaussian",),
+    "flow_mcmc": ("conjugate Gaussian",),
+    "nuts": tuple(name for name in CASES if name != "25 dimensions"),
+}
+
+
+def marks(sampler: str, name: str) -> list[pytest.MarkDecorator]:
+    """A pair belongs to the small size where it suits and is soon done."""
+    if (sampler, name) in QUICK:
+        return []
+    small = sampler in CASES[name].samplers and name in SOON_DONE.get(sampler, CASES)
+    return [pytest.mark.slow] if small else [pytest.mark.slow, pytest.mark.full]
+
+
 PAIRS = [
-    pytest.param(
-        sampler,
-        name,
-        id=f"{sampler}-{name}",
-        marks=[] if (sampler, name) in QUICK else [pytest.mark.slow],
-    )
+    pytest.param(sampler, name, id=f"{sampler}-{name}", marks=marks(sampler, name))
     for name in CASES
     for sampler in SAMPLERS
     if (sampler, name) not in BLIND
 ]
-
-# Those that take a minute and more are left to the full size.
-LONG = {"dynesty": ("conjugate Gaussian", "shells"), "flow_mcmc": ("conjugate Gaussian",)}
-
-
-def is_small(sampler: str, name: str) -> bool:
-    """Whether a pair belongs to the small size too: it suits, and is soon done."""
-    return sampler in CASES[name].samplers and name in LONG.get(sampler, CASES)
 
 
 def check(result: Result, case: Case) -> None:
@@ -61,10 +64,7 @@ def check(result: Result, case: Case) -> None:
 
 
 @pytest.mark.parametrize(("sampler", "name"), PAIRS)
-def test_known_posteriors(sampler, name, sized):
-    quick = (sampler, name) in QUICK
-    if not sized(full=1, small=int(quick or is_small(sampler, name))):
-        pytest.skip("at the full size only")
+def test_known_posteriors(sampler, name):
     case = CASES[name]
     suits = sampler in case.samplers
     try:
