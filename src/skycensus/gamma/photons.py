@@ -326,7 +326,7 @@ def _moving(
     if isinstance(sky(drawn), Around):
         views = [(fold.cut.region.center, fold.half_width) for fold in folds]
         shapes = prior_shapes(sky, prior, views, path)
-        return shaped_forms(folds, dispersions, shapes, names=names)
+        return shaped_forms(folds, dispersions, shapes, names=names, dtype=_precision(names))
     window = window_of(sky, prior, path)
     return LocatedPhotons(folds, dispersions, window, names=names), LocatedNumber(folds, window)
 
@@ -344,11 +344,9 @@ def _folded(
     pairs = list(zip(folds, dispersions, strict=True))
     energy = folds[0].response.energy
     if isinstance(part, Source) and not part.is_fixed:
-        # The dispersion in it has 32 bits anyway.
-        dtype = np.float32 if len(names) > _MANY else np.float64
         tables, totals = zip(*(f.table(part.sky, d) for f, d in pairs), strict=True)
         return (
-            Folded("energy", energy, _joined(tables), names=names, dtype=dtype),
+            Folded("energy", energy, _joined(tables), names=names, dtype=_precision(names)),
             Folded("energy", energy, np.sum(totals, axis=0)[None], names=one),
         )
     hats = Hats("energy", np.asarray(energy))
@@ -362,6 +360,11 @@ def _folded(
         values += np.exp(top) * np.concatenate(found)
         total += float(np.exp(top) * sum(numbers))
     return _constant(values, names), _constant(np.array([total]), one)
+
+
+def _precision(names: Sequence[str]) -> Any:
+    """Of the tables of photons: the dispersion in them has 32 bits anyway."""
+    return np.float32 if len(names) > _MANY else np.float64
 
 
 def _joined(tables: Sequence[np.ndarray]) -> np.ndarray:

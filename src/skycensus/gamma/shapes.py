@@ -14,7 +14,8 @@ amplitude, and differentiable in whatever its profile has for parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ class Shapes(NamedTuple):
     Attributes:
         skies: $S_r$.
         measure: what is known of a sky that is to be described.
-        inverse: (Q, R) of the matrix of what is so known of each $S_r$.
+        inverse: (Q, R), of the matrix (R, Q) of what is so known of each $S_r$.
         error: the largest relative one, see `TOLERANCE`.
     """
 
@@ -79,20 +80,25 @@ class Shapes(NamedTuple):
 class Measure(eqx.Module):
     """A sky at some angles, and its flux near the centre, as fractions of those of a typical sky.
 
+    These are alike, and sums that tell skies by them lose many digits. Turned to the principal axes
+    of all skies the first number is most of a sky, and each of the next a smaller correction.
+
     Attributes:
         angles: [deg].
         log_typical: (Q,) logarithms, first of the flux near the centre if that is `central`.
+        axes: (Q, Q), in columns.
     """
 
     angles: Array
     log_typical: Array
+    axes: Array
     central: bool = eqx.field(static=True)
 
     def __call__(self, sky: Around) -> tuple[Array, Array]:
         """(Q,) numbers over the exponential of one; and that one."""
         values = _log_values(sky, self.angles, self.central) - self.log_typical
         top = jax.lax.stop_gradient(jnp.max(values))
-        return jnp.exp(values - top), top
+        return jnp.exp(values - top) @ self.axes, top
 
 
 def _log_values(sky: Around, angles: Any, central: bool) -> Array:
@@ -143,12 +149,17 @@ def shapes_of(
             f"of them (an error of {error:.1g} is left); narrow the priors of its profile."
         )
     outer = [c - central for c in columns if c >= central]
+    axes = np.linalg.svd(values[:, columns], full_matrices=False)[2].T
+    inverse = np.linalg.inv(values[np.ix_(rows, columns)] @ axes)
     return Shapes(
         _tabulated(sky, {n: x[rows] for n, x in draws.items()}, place),
         Measure(
-            jnp.asarray(angles[outer]), jnp.asarray(typical[columns]), len(outer) < len(columns)
+            jnp.asarray(angles[outer]),
+            jnp.asarray(typical[columns]),
+            jnp.asarray(axes),
+            len(outer) < len(columns),
         ),
-        np.linalg.inv(values[np.ix_(rows, columns)]) * np.exp(-scale[rows]),
+        inverse * np.exp(-scale[rows]),
         error,
     )
 
@@ -250,24 +261,40 @@ class Shaped(eqx.Module):
     Args:
         shapes: that describe the sky.
         energy: (J,) the nodes [TeV].
-        tables: one for each of the shapes, (N, J), as `Fold.table` makes them.
+        tables: one for each of the shapes, (N, J), as `Fold.table` makes them. What is kept are
+            sums of them over the exponential of `log_scale`.
         names: of the objects.
+        dtype: in which they are kept.
     """
 
     hats: Hats
     measure: Measure
     table: Array
+    log_scale: Array
     names: tuple[str, ...] = eqx.field(static=True)
     error: float = eqx.field(static=True)
 
     def __init__(
-        self, shapes: Shapes, energy: Any, tables: Sequence[np.ndarray], *, names: Sequence[str]
+        self,
+        shapes: Shapes,
+        energy: Any,
+        tables: Iterable[np.ndarray],
+        *,
+        names: Sequence[str],
+        dtype: Any = np.float64,
     ):
         self.hats, self.names = Hats("energy", np.asarray(energy)), ObjectNames(names)
         self.measure, self.error = shapes.measure, shapes.error
-        table = np.zeros((*tables[0].shape, len(tables)))
-        for number, one in enumerate(tables):
-            table += one[:, :, None] * shapes.inverse[:, number]
+        table, scale = np.zeros((0, 0, 0)), 1.0
+        for one, parts in zip(tables, shapes.inverse.T, strict=True):
+            if not table.size:
+                # 32 bits end at 3e38, which areas times fluxes may exceed.
+                scale = float(np.max(one) * np.abs(parts).max()) or 1.0
+                table = np.zeros((*one.shape, len(parts)), dtype)
+            # One by one: of many photons each is large.
+            for column, part in enumerate(parts):
+                table[:, :, column] += part / scale * one
+        self.log_scale = jnp.asarray(math.log(scale))
         # One row of all nodes and angles: a single product then does both sums.
         self.table = jnp.asarray(table.reshape(len(table), -1))
 
@@ -282,7 +309,9 @@ class Shaped(eqx.Module):
         total = self.table @ weight.ravel().astype(self.table.dtype)
         # Far from everything the sum may be a rounding error of either sign.
         empty = total <= 0
-        value = jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, total)) + top)
+        value = jnp.where(
+            empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, total)) + top + self.log_scale
+        )
         return LogMarginal(value, jnp.zeros_like(value))
 
     def draw(self, density: Located, key: Any) -> dict[str, Array]:
@@ -307,16 +336,21 @@ def shaped_forms(
     shapes: Shapes,
     *,
     names: Sequence[str],
+    dtype: Any = np.float64,
 ) -> tuple[Shaped, Shaped]:
-    """Forms of the photons and of their expected number, for a source of these shapes."""
-    tables, totals = [], []
-    for sky in shapes.skies:
-        pairs = zip(folds, dispersions, strict=True)
-        seen, number = zip(*(fold.table(sky, d) for fold, d in pairs), strict=True)
-        tables.append(np.concatenate(seen))
-        totals.append(np.sum(number, axis=0)[None])
+    """Forms of the photons and of their expected number, for a source of these shapes.
+
+    The photons' is kept in `dtype`.
+    """
+    totals: list[np.ndarray] = []
+
+    def tables() -> Iterator[np.ndarray]:
+        for sky in shapes.skies:
+            pairs = zip(folds, dispersions, strict=True)
+            seen, number = zip(*(fold.table(sky, d) for fold, d in pairs), strict=True)
+            totals.append(np.sum(number, axis=0)[None])
+            yield np.concatenate(seen)
+
     energy = folds[0].response.energy
-    return (
-        Shaped(shapes, energy, tables, names=names),
-        Shaped(shapes, energy, totals, names=("expected number",)),
-    )
+    photons = Shaped(shapes, energy, tables(), names=names, dtype=dtype)
+    return photons, Shaped(shapes, energy, totals, names=("expected number",))
