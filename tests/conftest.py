@@ -27,18 +27,12 @@ if sys.prefix != sys.base_prefix:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-# A compiled program takes about eight memory maps, of which Linux gives a process no more than
-# 65,530 (vm.max_map_count): without this some 8,000 programs in one worker crash XLA.
-MOST_MAPS = 20_000
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _few_memory_maps() -> Iterator[None]:
-    """After a module, forget all compiled programs where they have become too many."""
+def _few_programs() -> Iterator[None]:
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
-        jax.clear_caches()
+    from skycensus.analysis import forget_programs
+
+    forget_programs()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
-from skycensus import Gaussian, HierarchicalModel, Joint, Prior, QuadratureSampler, Target
+from skycensus import Gaussian, HierarchicalModel, Joint, Prior, QuadratureSampler, Target, analysis
+from skycensus.analysis import forget_programs
 from skycensus.calibration import Calibration, calibrate, draw_truth
 from skycensus.errors import InputError
 from skycensus.result import Problem, Result, Status
@@ -78,6 +79,20 @@ def test_catalogues_of_one_shape_are_compiled_once():
     )
     # The population is run once in making each model, and not again for its posterior.
     assert np.diff(counts).tolist() == [1, 1, 1]
+
+
+def test_programs_that_become_too_many_are_forgotten(monkeypatch):
+    """Some 8,000 in one process crash XLA; what is needed again is compiled again."""
+    kept = jax.jit(lambda x: x + 1.0)
+    kept(1.0)
+    monkeypatch.setattr(analysis, "_MOST_MAPS", 10**9)
+    forget_programs()
+    assert kept._cache_size() == 1
+    want = calibrate(Normals(), SAMPLER, jax.random.key(1), num_catalogues=2)
+    monkeypatch.setattr(analysis, "_MOST_MAPS", 0)
+    found = calibrate(Normals(), SAMPLER, jax.random.key(1), num_catalogues=2)
+    assert kept._cache_size() == 0
+    np.testing.assert_array_equal(found.ranks, want.ranks)
 
 
 def test_a_catalogue_of_another_shape_is_no_harm():

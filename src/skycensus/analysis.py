@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,6 +43,10 @@ _MOST_MARGINALS = 10**7
 
 # Parts of the points at which log marginals are evaluated, for as many cores.
 _PARTS = 8
+
+# A compiled program takes about eight memory maps, of which Linux gives a process 65,530
+# (vm.max_map_count); some 8,000 programs in one process crash XLA.
+_MOST_MAPS = 20_000
 
 # Up to here independent draws from an adapted proposal are the quickest road.
 MAX_IMPORTANCE_DIM = 10
@@ -389,3 +394,13 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def forget_programs() -> None:
+    """Forget all compiled programs where they have become too many for one process.
+
+    For whoever makes models by the hundred. What is needed again is compiled again.
+    """
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from scipy import stats
 
+from .analysis import forget_programs
 from .diagnostics import effective_sample_size, scalars
 from .errors import InputError, did_you_mean
 from .model import HierarchicalModel
@@ -166,6 +167,7 @@ def calibrate(
         truths.append(list(known.values()))
         ranks.append([_rank(result, name, value) for name, value in known.items()])
         problems.append(tuple(problem.kind for problem in result.status.problems))
+        forget_programs()
         if progress:
             progress(i + 1, num_catalogues, "calibrating")
     return Calibration(names, np.array(ranks), np.array(truths), tuple(problems))
