@@ -14,7 +14,6 @@ import pytest
 from scipy import stats
 
 from skycensus import Gaussian, HierarchicalModel, Joint, Prior, QuadratureSampler, Target, analysis
-from skycensus.analysis import forget_programs
 from skycensus.calibration import Calibration, calibrate, draw_truth
 from skycensus.errors import InputError
 from skycensus.result import Problem, Result, Status
@@ -86,7 +85,7 @@ def test_programs_that_become_too_many_are_forgotten(monkeypatch):
     kept = jax.jit(lambda x: x + 1.0)
     kept(1.0)
     monkeypatch.setattr(analysis, "_MOST_MAPS", 10**9)
-    forget_programs()
+    analysis.forget_programs()
     assert kept._cache_size() == 1
     want = calibrate(Normals(), SAMPLER, jax.random.key(1), num_catalogues=2)
     monkeypatch.setattr(analysis, "_MOST_MAPS", 0)

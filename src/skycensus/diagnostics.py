@@ -121,8 +121,8 @@ def _independent(u: np.ndarray) -> bool:
     """Whether a single chain shows no correlation from each draw to the next.
 
     That of a Markov chain is the largest of all; without it there is nothing to add up, and ArviZ,
-    which takes a second to import, is not needed. Two per cent of correlation are four of the
-    number, which is as good as none.
+    which takes a second to import, is not needed. A correlation of two per cent changes the
+    number by four, and counts as none.
     """
     if len(u) > 1:
         return False

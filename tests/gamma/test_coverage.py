@@ -68,4 +68,4 @@ def test_ranks_are_uniform_and_fractions_unbiased(sized):
         # (truth - mean) / sd of posteriors that are about Gaussian.
         pull = scipy.stats.norm.ppf(found.ranks[:, found.parameters.index(name)])
         # A tenth of a standard deviation, as far as so many catalogues can tell: pulls have sd one.
-        assert abs(pull.mean()) < 0.1 + 2.6 / np.sqrt(num), str(found)
+        assert abs(pull.mean()) < 0.1 + 2.0 / np.sqrt(num), str(found)

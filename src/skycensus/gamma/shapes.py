@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -285,12 +286,12 @@ class Shaped(eqx.Module):
     ):
         self.hats, self.names = Hats("energy", np.asarray(energy)), ObjectNames(names)
         self.measure, self.error = shapes.measure, shapes.error
-        table, scale = np.zeros((0, 0, 0)), 1.0
-        for one, parts in zip(tables, shapes.inverse.T, strict=True):
-            if not table.size:
-                # 32 bits end at 3e38, which areas times fluxes may exceed.
-                scale = float(np.max(one) * np.abs(parts).max()) or 1.0
-                table = np.zeros((*one.shape, len(parts)), dtype)
+        tables = iter(tables)
+        first = next(tables)
+        # 32 bits end at 3e38, which areas times fluxes may exceed.
+        scale = float(np.max(first) * np.abs(shapes.inverse[:, 0]).max()) or 1.0
+        table = np.zeros((*first.shape, len(shapes.inverse)), dtype)
+        for one, parts in zip(chain([first], tables), shapes.inverse.T, strict=True):
             # One by one: of many photons each is large.
             for column, part in enumerate(parts):
                 table[:, :, column] += part / scale * one
