@@ -72,6 +72,19 @@ def test_a_checkpoint_is_written_when_it_is_due(tmp_path):
     assert stored(tmp_path) == 2.0
 
 
+def test_an_interrupt_waits_until_a_checkpoint_is_written(tmp_path):
+    kept = checkpoint(tmp_path, every=1000.0)
+
+    def interrupted():
+        signal.raise_signal(signal.SIGINT)
+        return {"x": np.array([4.0])}
+
+    kept.part("a").offer(interrupted, "value 4")
+    with pytest.raises(KeyboardInterrupt):
+        kept.write()
+    assert stored(tmp_path) == 4.0
+
+
 def test_the_interval_is_a_number_of_seconds(tmp_path, monkeypatch):
     monkeypatch.setenv("SKYCENSUS_CHECKPOINT_SECONDS", "soon")
     with pytest.raises(InputError, match="SKYCENSUS_CHECKPOINT_SECONDS='soon'"):

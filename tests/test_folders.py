@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from skycensus import InputError
-from skycensus.folders import absolute, check_folder, locked, new_folder, write_whole
+from skycensus.folders import (
+    absolute,
+    check_folder,
+    interrupts_wait,
+    locked,
+    new_folder,
+    write_whole,
+)
 
 MARK = "mark"
 
@@ -33,6 +41,18 @@ def test_a_folder_that_fails_leaves_the_earlier_one(tmp_path):
         raise ValueError
     assert (out / MARK).read_text() == "old"
     assert list(inside.iterdir()) == []
+
+
+def test_an_interrupt_waits_for_the_end_of_a_block():
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupts_wait():
+        with interrupts_wait():
+            signal.raise_signal(signal.SIGINT)
+            done.append("inner")
+        done.append("outer")
+    assert done == ["inner", "outer"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_what_is_there_is_refused(tmp_path):

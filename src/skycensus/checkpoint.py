@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .errors import InputError
-from .folders import absolute, locked
+from .folders import absolute, interrupts_wait, locked
 
 Arrays = Mapping[str, Any]
 
@@ -163,6 +163,7 @@ class Checkpoint:
         if self.path is not None and time.monotonic() - self._written >= self._every:
             self.write()
 
+    @interrupts_wait()
     def write(self) -> bool:
         """Write what was last offered; whether there was anything and it is on the disk.
 

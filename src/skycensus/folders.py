@@ -6,11 +6,14 @@ import errno
 import os
 import platform
 import shutil
+import signal
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
@@ -81,6 +84,30 @@ def _lock(descriptor: int) -> None:
 
 
 @contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Let an interrupt come only when the block has ended.
+
+    For what must not stop half-way, and for libraries which answer an interrupt with an error of
+    their own while they clean up (`zipfile`: a file in the archive is still open).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # to which no signal comes
+        return
+    came: list[tuple[int, Any]] = []
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): handler for number, handler in found.items() if callable(handler)}
+    try:
+        for number in before:
+            signal.signal(number, lambda *signalled: came.append(signalled))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number, frame in came[:1]:
+            before[number](number, frame)
+
+
+@contextmanager
 def new_folder(
     out: str | Path, mark: str, *, overwrite: bool = False, inside: Path | None = None
 ) -> Iterator[Path]:
@@ -106,9 +133,10 @@ def new_folder(
     try:
         fresh.mkdir()
         yield fresh
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
+        with interrupts_wait():
+            if target.exists():
+                target.rename(old)
+            fresh.rename(target)
     except OSError as error:
         if old.exists() and not target.exists():
             old.rename(target)

@@ -22,7 +22,7 @@ from . import __version__
 from .analysis import Derived, analyse
 from .checkpoint import Checkpoint, unfinished
 from .diagnostics import scalars
-from .folders import check_folder, new_folder
+from .folders import check_folder, interrupts_wait, new_folder
 from .model import HierarchicalModel
 from .objects import ObjectPosteriors, object_posteriors, single_object
 from .predictive_checks import Measurements
@@ -225,6 +225,7 @@ def _objects(inference: Inference, result: Result) -> ObjectPosteriors | None:
 _MOST_TEXT_ROWS = 20_000
 
 
+@interrupts_wait()
 def write_objects(objects: ObjectPosteriors, folder: Path) -> Path:
     """Write the summary of every object to `objects.ecsv`, or `.fits` for more than 20,000."""
     from astropy.table import Table
@@ -266,6 +267,7 @@ def _provenance(inference: Inference) -> dict[str, Any]:
     }
 
 
+@interrupts_wait()
 def write_result(result: Result, folder: Path, *, config: Mapping[str, Any] | None = None) -> None:
     """Write `result.nc`, `summary.json` and, where given, `config.toml`."""
     from .config import to_toml
