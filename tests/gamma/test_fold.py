@@ -100,6 +100,22 @@ def test_energy_dependent_skies(response, photons):
     np.testing.assert_allclose(expected, total * NODES**-2.0, rtol=1e-6)
 
 
+def test_known_spectra_are_summed_as_one(response, photons):
+    lon, lat = np.linspace(8.4, 11.6, 33), np.linspace(3.7, 6.3, 27)
+    energy = np.geomspace(0.1, 50.0, 12)
+    cube = Template(lon, lat, np.full((12, 27, 33), 2.0) * energy[:, None, None] ** -2.0, energy)
+    skies = [Gaussian(10.0, 5.0, 0.15), Point(10.2, 5.2), cube, Gaussian(9.5, 4.6, 0.3)]
+    masses = np.random.default_rng(2).uniform(0.1, 1.0, (len(skies), len(NODES)))
+    one = fold(response, *photons)
+    dispersion = one.dispersion()
+    seen, expected = one.sums(skies, dispersion, masses)
+    each = [one.table(sky, dispersion) for sky in skies]
+    want = sum(table @ mass for (table, _), mass in zip(each, masses, strict=True))
+    np.testing.assert_allclose(seen, want, rtol=1e-9)
+    want = sum(total @ mass for (_, total), mass in zip(each, masses, strict=True))
+    assert expected == pytest.approx(want, rel=1e-9)
+
+
 def test_the_background_is_not_smeared_again(response):
     # A power law of the reconstructed energy, times a Gaussian of the offset.
     one = fold(response, [1.0, 2.0, 1.0], [10.0, 10.0, 11.0], [5.0, 5.0, 5.0], CUT)
@@ -108,6 +124,8 @@ def test_the_background_is_not_smeared_again(response):
     fall = np.exp(-0.5 * (one.offset[2] / 2.5) ** 2)
     # The table is interpolated between offsets, in the logarithm.
     np.testing.assert_allclose(seen, rate * np.array([1.0, 2.0**-2.7, fall]), rtol=3e-3)
+    each = one.background_rates(np.array([1.0, 2.0]), one.lon, one.lat)
+    np.testing.assert_allclose(LIVETIME * each[[0, 1, 0], [0, 1, 2]], seen, rtol=1e-12)
     lon, lat = np.meshgrid(np.linspace(8.5, 11.5, 201), np.linspace(3.8, 6.2, 201))
     away = np.asarray(separation(*POINTING, lon, lat))
     area = np.exp(-0.5 * (away / 2.5) ** 2) * np.cos(np.deg2rad(lat))

@@ -350,16 +350,13 @@ def _folded(
             Folded("energy", energy, np.sum(totals, axis=0)[None], names=one),
         )
     hats = Hats("energy", np.asarray(energy))
-    values, total = np.zeros(len(names)), 0.0
     sources: list[Any] = [part] if isinstance(part, Source) else list(part)
     # Compiled as one: a spectrum by itself is dozens of small programs.
-    masses = jax.jit(lambda: [hats.masses(source.spectrum) for source in sources])()
-    for source, of_spectrum in zip(sources, masses, strict=True):
-        mass, top = (np.asarray(x, float) for x in of_spectrum)
-        found, numbers = zip(*(f.sums(source.sky, d, mass) for f, d in pairs), strict=True)
-        values += np.exp(top) * np.concatenate(found)
-        total += float(np.exp(top) * sum(numbers))
-    return _constant(values, names), _constant(np.array([total]), one)
+    shapes, tops = zip(*jax.jit(lambda: [hats.masses(s.spectrum) for s in sources])(), strict=True)
+    masses = np.exp(np.asarray(tops, float))[:, None] * np.asarray(shapes, float)
+    skies = [source.sky for source in sources]
+    found, numbers = zip(*(f.sums(skies, d, masses) for f, d in pairs), strict=True)
+    return _constant(np.concatenate(found), names), _constant(np.array([sum(numbers)]), one)
 
 
 def _precision(names: Sequence[str]) -> Any:

@@ -332,10 +332,8 @@ def _background(fold: Fold, tilt: float, rng: np.random.Generator) -> Draw:
     energy, _ = log_panels(cut.low, cut.high)
     plane = Plane(*cut.region.center, float(np.deg2rad(cut.region.half_width)), 96)
     lon, lat = plane.centers()
-    rates = np.stack(
-        [e ** (1.0 - tilt) * fold.background_rate(np.full(lon.shape, e), lon, lat) for e in energy]
-    )
-    cumulated = np.cumsum(rates.ravel())
+    rates = fold.background_rates(energy, lon, lat)
+    cumulated = np.cumsum(energy[:, None, None] ** (1.0 - tilt) * rates)
     step = np.log(cut.high / cut.low) / len(energy)
 
     def draw(num: int) -> Photons:

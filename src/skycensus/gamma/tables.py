@@ -45,12 +45,32 @@ class Table:
         if not np.isfinite(self.values).all():
             raise InputError(f"a response table over {list(self.axes)} has NaN or infinite values.")
 
+    def clipped(self, axis: str, x: Any) -> np.ndarray:
+        """Coordinates that are no farther out than the axis."""
+        return np.clip(x, self.axes[axis][0], self.axes[axis][-1])
+
     def at(self, **points: Any) -> np.ndarray:
         """Linear interpolation (and extrapolation) at broadcast coordinates, one for each axis."""
-        nodes = [_scaled(name, x) for name, x in self.axes.items()]
-        where = np.broadcast_arrays(*(_scaled(name, points[name]) for name in self.axes))
-        lookup = RegularGridInterpolator(nodes, self.values, bounds_error=False, fill_value=None)
-        return lookup(np.stack(where, axis=-1))
+        return _interpolated(self.axes, self.values, points)
+
+    def at_each(self, axis: str, where: np.ndarray, **points: Any) -> np.ndarray:
+        """(K, ...) the same at each of the coordinates (K,) of one axis, with those of the others.
+
+        Linear in one axis after the others, it takes a fraction of the time of `at`.
+        """
+        others = {name: x for name, x in self.axes.items() if name != axis}
+        values = np.moveaxis(self.values, list(self.axes).index(axis), -1)
+        rows = np.moveaxis(_interpolated(others, values, points), -1, 0)
+        return _interpolated({axis: self.axes[axis]}, rows, {axis: where})
+
+
+def _interpolated(
+    axes: Mapping[str, np.ndarray], values: np.ndarray, points: Mapping[str, Any]
+) -> np.ndarray:
+    nodes = [_scaled(name, x) for name, x in axes.items()]
+    where = np.broadcast_arrays(*(_scaled(name, points[name]) for name in axes))
+    lookup = RegularGridInterpolator(nodes, values, bounds_error=False, fill_value=None)
+    return lookup(np.stack(where, axis=-1))
 
 
 def _scaled(axis: str, x: Any) -> np.ndarray:
