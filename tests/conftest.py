@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# By default a tenth of the time goes into the search for cycles of garbage (see skycensus.cli).
+gc.set_threshold(100_000, 20, 50)
 
 # Tests compare with exact answers in double precision; the command line switches it on as well.
 jax.config.update("jax_enable_x64", True)
