@@ -23,6 +23,9 @@ gc.set_threshold(100_000, 20, 50)
 # Tests compare with exact answers in double precision; the command line switches it on as well.
 jax.config.update("jax_enable_x64", True)
 
+# Where in Python each step of a program was written is not asked for, and a tenth to look up.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+
 # The cache of programs lies in the environment, so it goes when the versions do; each parallel
 # worker has its own, because JAX does not write entries atomically.
 if sys.prefix != sys.base_prefix:

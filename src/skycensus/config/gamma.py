@@ -101,7 +101,7 @@ def _fluxes_of_halos(
     parts, found = dict(leaves_of(tree)), {}
     for leaf in leaves:
         if isinstance(leaf.sky, HaloSky) and parts[leaf.path].moves:
-            name = f"log10_{'D' if leaf.sky.decay else 'J'}_{leaf.path.rsplit('/', 1)[-1]}"
+            name = f"log10_{'D' if leaf.sky.decay else 'J'}_{leaf.name}"
             sky = parts[leaf.path].sky
             found[name] = sky, log_flux_within(sky, prior, region, leaf.path)
     if not found:

@@ -23,7 +23,7 @@ from ..result import Result
 from ..samplers import ImportanceSampler, Progress, Sampler
 from ..target import Target
 from ..weights import kish, quantile
-from .photons import Observation, Tree, leaves_of, photon_model, population
+from .photons import Observation, Tree, path_of, photon_model, population
 from .simulate import draw_counts, simulate_all
 
 # The power of the mean catalogue's likelihood that draws for all catalogues are made with: where
@@ -234,16 +234,13 @@ def without(tree: Tree, name: str) -> dict[str, Any]:
     Raises:
         InputError: no such component, or no other one.
     """
-    paths = [path for path, _ in leaves_of(tree)]
-    found = [path for path in paths if name in (path, path.rsplit("/", 1)[-1])]
-    if not found:
-        raise InputError(f"no component '{name}'{did_you_mean(name, paths)}; there are {paths}.")
+    left_out = path_of(tree, name)
 
     def pruned(branch: Tree, above: str) -> dict[str, Any]:
         kept: dict[str, Any] = {}
         for own, part in branch.items():
             path = f"{above}{own}"
-            if path == found[0]:
+            if path == left_out:
                 continue
             if not isinstance(part, Mapping):
                 kept[own] = part

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..density import Density, Mixture
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..likelihood import Constant, Detected, Folded, Leafwise
 from ..likelihood.folded import Hats
 from ..likelihood.formula import ObjectNames
@@ -216,6 +216,19 @@ def leaves_of(tree: Tree, above: str = "") -> Iterator[tuple[str, Any]]:
                 f"component '{above}{name}' is a {type(part).__name__}; give a Source, a "
                 "Background, a list of Sources, or a branch."
             )
+
+
+def path_of(tree: Tree, name: str) -> str:
+    """The path of a component, which is told by it or by its own name.
+
+    Raises:
+        InputError: there is no such component.
+    """
+    paths = [path for path, _ in leaves_of(tree)]
+    for path in paths:
+        if name in (path, path.rsplit("/", 1)[-1]):
+            return path
+    raise InputError(f"no component '{name}'{did_you_mean(name, paths)}; there are {paths}.")
 
 
 def _is_component(part: Any) -> bool:

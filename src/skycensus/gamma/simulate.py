@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..errors import InputError, did_you_mean
+from ..errors import InputError
 from ..keys import generator
 from .expected import empty_fold, expected_counts, shares
 from .fold import Cut, Fold, log_panels
-from .photons import Background, Observation, Source, Tree, leaves_of
+from .photons import Background, Observation, Source, Tree, leaves_of, path_of
 from .response import Response, separation
 from .sky import Plane, Point, takes_energy
 
@@ -128,16 +128,8 @@ def draw_counts(
 
 
 def _by_path(tree: Tree, counts: Mapping[str, int]) -> dict[str, int]:
-    paths = [path for path, _ in leaves_of(tree)]
-    names = {p: p for p in paths} | {p.rsplit("/", 1)[-1]: p for p in paths}
-    for name in counts:
-        if name not in names:
-            raise InputError(
-                f"counts of '{name}', which is no component{did_you_mean(name, names)}; there are "
-                f"{paths}."
-            )
-    given = {names[n]: int(c) for n, c in counts.items()}
-    return {path: given.get(path, 0) for path in paths}
+    given = {path_of(tree, name): int(number) for name, number in counts.items()}
+    return {path: given.get(path, 0) for path, _ in leaves_of(tree)}
 
 
 Draw = Callable[[int], Photons]
