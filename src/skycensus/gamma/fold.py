@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from scipy import fft
 from scipy.ndimage import map_coordinates
 
@@ -224,19 +225,16 @@ class Fold:
         return self._maps([sky], take, dispersion)
 
     def _point(self, sky: Point, take: Take | None, dispersion: np.ndarray | None) -> np.ndarray:
-        response, here = self.response, (sky.lon, sky.lat)
-        weights = response.offset_weights(separation(*self.pointing, *here))
-
-        @jax.jit
-        def block(rows: dict[str, Any]) -> Any:
-            away = jnp.deg2rad(separation(*here, rows["lon"], rows["lat"]))
-            return self.livetime * psf_at(response, away, weights)
-
+        weights = np.asarray(
+            self.response.offset_weights(separation(*self.pointing, sky.lon, sky.lat))
+        )
+        terms = self.response.psf_terms(weights)
+        block = partial(_seen_of_point, here=(sky.lon, sky.lat), terms=terms)
         for some in self._parts() if take is not None else ():
             assert take is not None
             rows = {"lon": self.lon[some], "lat": self.lat[some]}
-            take(some, slice(None), in_blocks(block, rows, _BLOCK))
-        return self.livetime * point_acceptance(self, sky, np.asarray(weights))
+            take(some, slice(None), self.livetime * in_blocks(block, rows, _BLOCK))
+        return self.livetime * point_acceptance(self, sky, weights)
 
     def _pixel(self, sky: Any) -> float:
         """Size of the pixels for a sky [deg]."""
@@ -373,6 +371,12 @@ class Fold:
             points = {"fov_lon": np.rad2deg(x), "fov_lat": np.rad2deg(y)}
         points = {name: table.clipped(name, x) for name, x in points.items()}
         return table, points, offset <= self.response.max_offset
+
+
+@jax.jit
+def _seen_of_point(rows: dict[str, Array], here: tuple[Any, Any], terms: tuple[Any, Any]) -> Array:
+    """(N, J) `psf_at` photons; one program for all points."""
+    return psf_at(jnp.deg2rad(separation(*here, rows["lon"], rows["lat"])), *terms)
 
 
 def log_panels(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:

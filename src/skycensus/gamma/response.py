@@ -80,6 +80,12 @@ class Response(eqx.Module):
         """(..., B) hat functions at offsets [deg]; they sum to one, and to zero past the edge."""
         return hat_functions(self.offset, self.max_offset, offset)
 
+    def psf_terms(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(J, K) effective areas and widths of the Gaussians of a direction's offset weights."""
+        share = np.asarray(self.psf_weight) * (np.asarray(self.area) * weights)[..., None]
+        num = len(self.energy)
+        return share.reshape(num, -1), np.asarray(self.psf_sigma).reshape(num, -1)
+
     def log_ratio_density(self, reconstructed: Any, offset: Any) -> Array:
         """(N, J) density of ln E' at reconstructed energies [TeV] and offsets [deg]."""
         weights = self.offset_weights(offset)
@@ -267,17 +273,12 @@ def log_gaussian(angle: Any, sigma: Any) -> Array:
     return -square * kappa - jnp.log(2 * jnp.pi * sigma**2 * -jnp.expm1(-2.0 * kappa))
 
 
-def psf_at(response: Response, sep: Array, weights: Array) -> Array:
-    r"""(N, J) $\sum_b w_b A_b P_b$ [cm²/sr] of photons from one direction.
+def psf_at(sep: Any, share: Any, sigma: Any) -> Array:
+    r"""(N, J) $\sum_k s_k P_k$ [cm²/sr] of photons from one direction.
 
     Args:
         sep: (N,) separations [rad] of the reconstructed directions from it.
-        weights: (B,) its `offset_weights`.
+        share, sigma: (J, K) effective areas [cm²] and widths [rad]; see `Response.psf_terms`.
     """
-    share = response.psf_weight * (response.area * weights)[..., None]
-    num_nodes = len(response.energy)
-    flat_share, sigma = share.reshape(num_nodes, -1), response.psf_sigma.reshape(num_nodes, -1)
-    terms = jax.vmap(lambda s, c: c * jnp.exp(log_gaussian(sep[:, None], s)), (1, 1))(
-        sigma, flat_share
-    )
-    return jnp.sum(terms, axis=0)
+    one = lambda c, s: c * jnp.exp(log_gaussian(sep[:, None], s))  # noqa: E731
+    return jnp.sum(jax.vmap(one, (1, 1))(share, sigma), axis=0)
