@@ -78,6 +78,7 @@ def kinds(problems):
     return [problem.kind for problem in problems]
 
 
+@pytest.mark.slow
 def test_marginals_are_the_models_own(rng):
     model = make_model(rng)
     sampler = fixed(rng, (2, 30))

@@ -294,11 +294,12 @@ CUT_OFF = {
     ),
     "coarse to exact": SAMPLERS["coarse to exact"],
 }
+QUICK = ("importance", "nuts")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n == "flow_mcmc" else []) for n in CUT_OFF],
+    [pytest.param(n, marks=pytest.mark.slow if n not in QUICK else ()) for n in CUT_OFF],
 )
 def test_a_sampler_that_is_cut_off_gives_the_same(tmp_path, name):
     sampler = CUT_OFF[name]

@@ -193,6 +193,7 @@ def grid_of(density, num=160):
     return grid, np.exp(value) * width[:, None] * 24.0 / (2 * num)
 
 
+@pytest.mark.slow
 @estimator_cases
 def test_learned_density_is_normalised_and_its_draws_follow_it(kind):
     density = fitted(kind)
@@ -209,6 +210,7 @@ def test_learned_density_is_normalised_and_its_draws_follow_it(kind):
         np.testing.assert_allclose(drawn.std(), np.sqrt(wide), rtol=0.12)
 
 
+@pytest.mark.slow
 @estimator_cases
 def test_learned_points_do_not_depend_on_those_beside_them(kind):
     density = fitted(kind)

@@ -28,6 +28,7 @@ def model() -> HierarchicalModel:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [

@@ -116,6 +116,7 @@ def test_sparse_binaries(shared, require_path, tmp_path):
         assert abs(rows[name]["sd"] / sd - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_simulated_data_of_the_examples(tmp_path):
     """Without any reference data: each generator's table goes through its example's config."""
     simulate_cluster(num_stars=40).write(tmp_path / "cluster.ecsv")

@@ -612,6 +612,7 @@ def test_bad_input_leaves_nothing(problem, tmp_path, capsys):
     assert not (tmp_path / "inference").exists()
 
 
+@pytest.mark.slow
 def test_a_tiny_mock_catalogue(tmp_path, network, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SKYCENSUS_CACHE", "off")

@@ -64,6 +64,7 @@ def run_with(centres):
     return Result(draws, diagnose({**draws, **flat}), latents={"x": latents}, object_names="abc")
 
 
+@pytest.mark.slow
 def test_chains_that_agree_on_the_wrong_maximum_are_found(two_maxima):
     result = run_with(np.array([-2.0, 1.0, 3.0]))
     assert result.status.converged  # as far as r_hat can tell
@@ -79,6 +80,7 @@ def test_chains_that_agree_on_the_wrong_maximum_are_found(two_maxima):
     assert judged.measures["latent_coverage_min"] == share.min()
 
 
+@pytest.mark.slow
 def test_chains_in_all_maxima_pass(two_maxima):
     centres = np.tile([-2.0, 1.0, 3.0], (4, 500, 1))
     centres[:, np.arange(500) % 5 > 0, 1] = -4.0

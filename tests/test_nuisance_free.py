@@ -81,6 +81,7 @@ def likelihoods(experiments):
     return {name: learned(one) for name, one in experiments.items()}
 
 
+@pytest.mark.slow
 def test_the_likelihood_is_that_without_nuisances(experiments, likelihoods):
     one, likelihood = experiments["first"], likelihoods["first"]
     points = one.posterior(9, 50)
@@ -116,6 +117,7 @@ def test_a_joint_analysis_is_that_of_both_data_sets(experiments, likelihoods):
     assert result.log_evidence_error > np.hypot(0.01, 0.01)
 
 
+@pytest.mark.slow
 def test_what_few_draws_leave_open_is_stated(experiments):
     """Densities from 40 draws: off by about what is said, and said to be too much."""
     sampler = ImportanceSampler(target_ess=3000)

@@ -66,6 +66,7 @@ def precision_of(model, points=POINTS, weight=WEIGHT):
     return likelihood_precision(model, points, weight, marginals_at(model, points, len(weight)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", ["poisson", "shape"])
 def test_the_error_of_differences_is_that_of_repeated_draws(rate):
     rng = np.random.default_rng(6)

@@ -115,6 +115,7 @@ def test_mixtures_carry_their_rates():
             np.testing.assert_allclose(share * (np.exp(r) + np.exp(0.3)), curve, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_densities_over_two_and_more_parameters():
     covariance = np.array([[1.0, 0.6, 0.2], [0.6, 2.0, 0.0], [0.2, 0.0, 1.0]])
 

@@ -56,6 +56,7 @@ def test_a_gaussian_in_a_box():
     assert within(gain.model_dimensionality, 2.0) and gain.model_dimensionality.error < 0.12
 
 
+@pytest.mark.slow
 def test_a_learned_density_says_the_same_with_its_own_error():
     draws = draw(3, 2000)
     learned = fit_density(jax.random.key(4), draws, kind="gaussian", support=PRIOR)

@@ -45,6 +45,7 @@ def uniform(dim):
     return jnp.asarray(scipy.stats.qmc.Sobol(dim, rng=np.random.default_rng(0)).random(2**12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concentration", [[1.0, 1.0, 1.0], [0.5, 2.0, 3.0]], ids=["flat", "bent"])
 def test_dirichlet_by_stick_breaking(concentration):
     d = dist.Dirichlet(jnp.asarray(concentration))
@@ -66,6 +67,7 @@ def test_dirichlet_by_stick_breaking(concentration):
 SCALE = jnp.asarray([[1.0, 0.0], [0.6, 0.8]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("d", "marginal"),
     [

@@ -21,6 +21,7 @@ def density():
     return fit_conditional(jax.random.key(1), *pairs(), **settings)
 
 
+@pytest.mark.slow
 def test_it_is_the_conditional_density(density):
     x = jnp.linspace(-9.0, 11.0, 1024)
     c = jnp.where(jnp.arange(1024) < 512, -0.5, 0.5)

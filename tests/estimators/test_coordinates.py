@@ -33,6 +33,7 @@ def coordinates(draws):
     return standardised(declared(NAMES, SUPPORT), draws, np.full(len(draws), 1 / len(draws)))
 
 
+@pytest.mark.slow
 def test_draws_are_standardised_and_come_back(coordinates, draws):
     z, _ = coordinates.forward(jnp.asarray(draws))
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-12)

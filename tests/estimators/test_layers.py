@@ -26,6 +26,7 @@ def there_and_back(layer, x, *condition):
     return y, log_det, *layer.inverse_and_log_det(y, *condition), jacobian
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dim", "context", "depth", "width"),
     [(3, 2, 2, 9), (6, None, 2, 3), (1, 1, 1, 4)],

@@ -68,6 +68,7 @@ def test_error_is_that_of_the_mean_of_replicas():
         LearnedDensity(names, coordinates, members[0]).log_prob_error(theta)
 
 
+@pytest.mark.slow
 def test_marginal_is_learned_from_draws(density):
     marginal = density.marginal(["b"], jax.random.key(3), num_draws=2000, kind="gaussian")
     assert marginal.names == ("b",) and marginal.bounds == {"b": (0.0, 2.0)}
@@ -80,6 +81,7 @@ def test_marginal_is_learned_from_draws(density):
 # ---- as a prior ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_as_a_prior_it_is_what_the_distributions_are(density):
     learned = Prior({"b, a": density})
     plain = Prior({"b": dist.Uniform(0.0, 2.0), "a": dist.Normal(0.0, 1.0)})

@@ -133,6 +133,7 @@ def test_bounds_are_the_declared_ones(cut):
     assert np.isfinite(slope)
 
 
+@pytest.mark.slow
 def test_a_fitted_prior_gives_the_evidence_of_the_prior_it_was_fitted_to(cut):
     """To what 4000 draws can tell of a density: a few per cent."""
     target = Target(Prior({"a, b": cut}), log_likelihood, data=jnp.asarray(DATA))

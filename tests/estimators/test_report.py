@@ -36,6 +36,7 @@ def kinds(report):
     return [problem.kind for problem in report.problems]
 
 
+@pytest.mark.slow
 def test_the_truth_passes_at_its_own_rates():
     """Over many data sets p values are uniform, coverages those stated, the classifier at 1/2."""
     reports = [report_of(normal(), standard(2000, seed)) for seed in range(30)]

@@ -60,6 +60,7 @@ def cut():
     return fit_density(jax.random.key(0), columns, kind="cut", support=support)
 
 
+@pytest.mark.slow
 def test_cut_normals_are_found(cut):
     """The shape at the bounds, where an estimate in unbounded coordinates has its worst."""
     mean, cov = np.array([0.5, 0.2]), np.array([[1.0, 0.6], [0.6, 1.0]])

@@ -106,6 +106,7 @@ def test_smooth_in_the_hyperparameters():
     assert np.isfinite(slope(1e-4)) and np.isfinite(slope(90.0)) and np.isfinite(slope(179.9))
 
 
+@pytest.mark.slow
 @profiles
 def test_table_is_within_its_stated_error(profile, shape):
     angle = np.concatenate([np.geomspace(1e-4, 179.9, 301), [90.0]])
@@ -123,6 +124,7 @@ REGIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("region", REGIONS, ids=str)
 def test_region_is_a_sum_over_rings(region):
     profile = nfw()

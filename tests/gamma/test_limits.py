@@ -87,6 +87,7 @@ def test_the_evidence_is_that_of_the_counts(seen, expected, evidence):
     assert evidence.absent is None  # nothing is free in it
 
 
+@pytest.mark.slow
 def test_limits_without_a_signal_are_those_of_their_counts(expected):
     found = expected_limits(
         [EMPTY],

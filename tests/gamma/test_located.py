@@ -61,6 +61,7 @@ def forms():
     return folds, moving, LocatedNumber(folds, window)
 
 
+@pytest.mark.slow
 def test_a_point_is_what_it_is_at_rest(forms):
     folds, moving, number = forms
     marginals = jax.jit(lambda x: moving.log_marginal(Located(Point(x[0], x[1]), SPECTRUM)).value)
@@ -178,6 +179,7 @@ def observation(**columns) -> Observation:
     )
 
 
+@pytest.mark.slow
 def test_a_model_with_a_moving_source_and_a_scaled_background():
     source = Source(sky=crab, spectrum=SPECTRUM)
     assert source.moves and not source.is_fixed

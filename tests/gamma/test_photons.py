@@ -157,6 +157,7 @@ def test_memberships_tell_who_has_sent_what(simulated, model):
     assert float(shares["signal"][truly].mean()) > float(shares["signal"][~truly].mean()) + 0.3
 
 
+@pytest.mark.slow
 def test_two_pointings_are_one_likelihood(simulated):
     seen, _ = simulated
     away = observation(pointing=(0.7, 0.0), livetime=900.0, name="second")
@@ -176,6 +177,7 @@ def test_two_pointings_are_one_likelihood(simulated):
     assert total == pytest.approx(sum(apart), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_bins_add_up_to_the_cut():
     whole = expected_counts(observation(), TREE, TRUTH)
     edges = np.array([0.1, 0.5, 1.0, 4.0, 30.0, 90.0])

@@ -62,6 +62,7 @@ def test_the_dispersion_is_that_of_its_formula(response):
     np.testing.assert_allclose(found, np.exp(-0.5 * z**2) / (0.12 * np.sqrt(2 * np.pi)), rtol=6e-3)
 
 
+@pytest.mark.slow
 def test_energy_acceptance_is_the_integral_of_the_dispersion(response):
     everything = response.energy_acceptance(1e-4, 1e4)
     np.testing.assert_allclose(everything, 1.0, atol=1e-9)
@@ -73,6 +74,7 @@ def test_energy_acceptance_is_the_integral_of_the_dispersion(response):
     np.testing.assert_allclose(response.energy_acceptance(low, high) @ weights, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_point_spread_integrates_to_the_effective_area_over_the_sphere(response):
     angle = np.concatenate([np.linspace(0.0, 0.05, 20_001), np.linspace(0.0501, 1.0, 2000)])
     weights = response.offset_weights(0.8)

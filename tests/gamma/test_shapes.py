@@ -66,6 +66,7 @@ def model(seen):
     return photon_model([seen], TREE, PRIOR, rate="rates")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slope", [0.31, 1.34])
 def test_a_sum_of_shapes_is_the_fold_of_the_shape(seen, model, slope):
     h = {**POINT, "slope": slope}
@@ -149,6 +150,7 @@ def test_numbers_and_fluxes_of_many_shapes(seen):
     np.testing.assert_allclose(every[-1], one[0], rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_j_factor_of_a_region():
     log_flux = log_flux_within(halo, PRIOR, Cone(0.0, 0.0, 1.0), "DM")
     for slope in (0.5, 1.3):
@@ -157,6 +159,7 @@ def test_the_j_factor_of_a_region():
         np.testing.assert_allclose(found, log_j_within(profile, 1.0), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_region_away_from_the_centre_needs_no_centre():
     def decaying(h):
         return Around(0.0, 0.0, Halo(Einasto(h["alpha"]), log_d_factor))

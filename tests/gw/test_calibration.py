@@ -231,6 +231,7 @@ def test_true_hyperparameters_have_uniform_ranks(problem, sized):
         assert min(tests) > SIGNIFICANCE, name
 
 
+@pytest.mark.slow
 def test_padding_changes_no_likelihood():
     """What the ranks rest on is the likelihood of the catalogue as a user makes it."""
     problem = masses_alone()

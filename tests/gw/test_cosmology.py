@@ -66,6 +66,7 @@ def test_redshift_inverts_the_distance():
     np.testing.assert_allclose(PLANCK_2015.redshift_at(distance), z, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_redshift_derivatives_are_those_of_the_inverse():
     def redshift(distance, H0, Om0):
         return FlatLambdaCDM(H0, Om0).redshift_at(distance)

@@ -208,6 +208,7 @@ def mean_volume(detection):
     return np.sum(weight * np.exp(log_population(mass, ratio)) * np.asarray(volume))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secondary", ["mass_ratio", "mass_2_source"])
 @pytest.mark.parametrize("redshift", [True, False])
 def test_injections_estimate_the_volume(detection, mean_volume, secondary, redshift):
@@ -232,6 +233,7 @@ def test_injections_estimate_the_volume(detection, mean_volume, secondary, redsh
     assert estimate == pytest.approx(mean_volume, abs=3.5 * error)
 
 
+@pytest.mark.slow
 def test_injections_are_distributed_as_they_say(detection):
     """The density is normalised given the masses: its inverse averages to the horizon."""
     proposal = MassProposal(low=29.9999, high=30.0001)

@@ -104,6 +104,7 @@ def test_outside_is_zero_with_finite_gradients(name):
     assert all(np.all(np.isfinite(g)) for g in gradient.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_single_precision(name):
     family, h, _ = CASES[name]
@@ -178,6 +179,7 @@ def test_kernels_soften_the_edges():
     assert np.all(np.isfinite(value)) and abs(value[0] - value[1]) < 1.0
 
 
+@pytest.mark.slow
 def test_rates_of_components_with_a_redshift_factor():
     population = mass.n_power_laws_m_gaussians(
         1, 1, extra=(spin.beta_magnitudes, redshift.power_law)

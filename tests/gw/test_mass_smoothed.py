@@ -174,6 +174,7 @@ def exact_log_prob(name, h, m1, q):
     return np.log(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_against_adaptive_quadrature(name):
     h = CASES[name]
@@ -194,6 +195,7 @@ def test_against_adaptive_quadrature(name):
     np.testing.assert_allclose(np.array(value)[-3:], np.array(exact)[-3:], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME_CASES)
 def test_sampling_agrees(name):
     h = CASES[name]
@@ -268,6 +270,7 @@ def test_fractions_beyond_one_are_no_density():
     assert np.isfinite(edge[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_single_precision(name):
     points = [6.5, 20.0, 34.0], [0.95, 0.5, 0.8]

@@ -118,6 +118,7 @@ def test_draws_of_the_masses_are_calibrated():
     assert stats.kstest(q, "uniform").pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_draws_of_masses_redshift_and_spin_are_calibrated():
     a_max = 0.8
 
@@ -164,6 +165,7 @@ def amplitude(theta):
     return 8.0 * (mass / 30.0) ** (5 / 6) * 2500.0 / distance
 
 
+@pytest.mark.slow
 def test_a_threshold_on_the_data_keeps_them_calibrated():
     """Every draw is as likely to have been the truth, for data above the threshold too."""
 
@@ -183,6 +185,7 @@ def test_a_threshold_on_the_data_keeps_them_calibrated():
     assert catalogue.num_mergers > 250
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("masses", "distance"),
     [

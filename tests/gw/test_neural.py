@@ -168,6 +168,7 @@ def test_training_errors(theta, target, options, message):
         train_network(jax.random.key(0), theta, target, is_log=True, settings=settings)
 
 
+@pytest.mark.slow
 def test_a_diverged_training_says_so():
     x = np.linspace(0.0, 1.0, 40)
     settings = Settings(width=4, depth=1, learning_rate=np.inf, max_epochs=2)
@@ -175,6 +176,7 @@ def test_a_diverged_training_says_so():
         train_network(jax.random.key(0), {"x": x}, x, is_log=False, settings=settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", ["mass_2_source", "mass_ratio"])
 def test_selection_is_of_ordered_masses_and_a_probability_at_most_one(second):
     """The network gives the logarithm of the first mass over ten, whatever the second."""

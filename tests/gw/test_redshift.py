@@ -37,6 +37,7 @@ def exact_spacetime(z, h, H0=67.74, Om0=0.3075):
     return 4 * np.pi * distance**2 * hubble * inverse_e(z) * evolution(z, h) / (1 + z)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_density_and_volume_against_quadrature(name):
     family, h = FAMILIES[name]
@@ -87,6 +88,7 @@ def test_free_cosmology_is_read_and_differentiable():
     np.testing.assert_allclose(slope, difference, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_edges_and_vmap():
     h = {k: jnp.asarray(v) for k, v in POWER_LAW.items()}
     outside = {"redshift": jnp.asarray([-0.1, 2.4])}
@@ -103,6 +105,7 @@ def test_edges_and_vmap():
     np.testing.assert_allclose(batch.log_prob(0.5), many, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_single_precision():
     for family, h in FAMILIES.values():
         z = np.array([0.01, 0.5, 2.0])

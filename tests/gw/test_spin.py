@@ -74,6 +74,7 @@ def tabulate(density):
     return axes, weights, np.exp(np.array(jax.jit(density.log_prob)(theta)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_normalised_and_sampled(name):
     family, h = CASES[name]
@@ -93,6 +94,7 @@ def test_normalised_and_sampled(name):
         assert abs(np.mean(x * y) - mean) < 4 * np.std(x * y) / np.sqrt(len(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_finite_everywhere(name):
     family, h = CASES[name]
@@ -107,6 +109,7 @@ def test_gradients_are_finite_everywhere(name):
     assert all(np.all(np.isfinite(g)) for g in gradient.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_single_precision(name):
     family, h = CASES[name]

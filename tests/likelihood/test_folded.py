@@ -105,6 +105,7 @@ def test_nothing_is_minus_infinity_with_a_gradient_of_zero():
     assert blind.log_marginal(law(-1.0)).value[1] == -np.inf
 
 
+@pytest.mark.slow
 def test_draws_have_the_posterior_mean():
     form = folded(names=["a", "b", "c"])
     keys = jax.random.split(jax.random.key(2), 4000)

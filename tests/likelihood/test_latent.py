@@ -95,6 +95,7 @@ def test_the_centred_model_diverges_there(schools):
     assert not result.status.converged
 
 
+@pytest.mark.slow
 def test_informative_objects_are_exact():
     rng = np.random.default_rng(2)
     sd = 10 ** rng.uniform(-2, 0.3, 30)
@@ -109,6 +110,7 @@ def test_informative_objects_are_exact():
     assert result.sample_stats["num_steps"].mean() < 16
 
 
+@pytest.mark.slow
 def test_objects_of_latents_come_from_the_draws(schools):
     model, result = schools
     objects = object_posteriors(model, result, key=jax.random.key(3), num_draws=2000)

@@ -85,6 +85,7 @@ def test_memberships_sum_to_one_and_have_the_weights_in_them():
     assert share["dm"] == pytest.approx(np.exp(dm - form.log_marginal(TREE).value))
 
 
+@pytest.mark.slow
 def test_draws_pick_leaves_by_membership():
     form = grid([0.5, 2.2])
     where = {"dm": 0.0, "bkg/ccr": 1.0, "bkg/diffuse": 2.0}

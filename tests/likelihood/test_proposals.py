@@ -73,6 +73,7 @@ def selection():
     return selection_by_function(log_volume, population, prior(), KEY, NUM)
 
 
+@pytest.mark.slow
 def test_agrees_with_quadrature_over_the_prior_within_the_stated_variance(selection):
     points = prior().sample(jax.random.key(1), (40,))
     marginals = jax.jit(

@@ -284,6 +284,7 @@ def pair_table(make):
     return a, b, np.asarray(rows) + np.log((a[1] - a[0]) * (b[1] - b[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_parameters_against_a_table(name):
     _, _, table = pair_table(PAIRS[name])
@@ -314,6 +315,7 @@ def test_draws_follow_the_exact_posteriors():
         assert scipy.stats.kstest(ranks, "uniform").pvalue > 1e-3, i
 
 
+@pytest.mark.slow
 def test_draws_of_a_mixture_and_their_first_moments():
     form = objects(gaussian, [0.02, 0.5], [0.01, 0.3])
     drawn = np.asarray(many_draws(form, mixture)["x"])

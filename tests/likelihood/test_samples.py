@@ -208,6 +208,7 @@ def test_order_of_objects_and_draws_does_not_matter():
     np.testing.assert_allclose(again.variance, first.variance[order], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_vmap_over_hyperparameters():
     draws, log_ref = ragged()
     staged = Samples(draws, log_ref, block_size=500).stage(mixture, H)

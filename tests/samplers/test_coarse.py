@@ -98,6 +98,7 @@ def test_the_coarse_version_alone_is_another_posterior(model, exact):
         assert_the_same(alone, exact)
 
 
+@pytest.mark.slow
 def test_a_poor_version_gives_way_to_a_finer_one(model, exact):
     sampler = CoarseToExact(SAMPLERS["importance"], Coarse(draws=1), target_ess=400)
     result = sampler.run(model.target(), jax.random.key(2))
@@ -136,6 +137,7 @@ def test_a_version_without_any_weight_is_told(model):
         sampler.run(inside, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_an_emulator_is_a_coarse_version(model, exact):
     def emulator(target):
         """A quadratic through log likelihoods at points of the prior that are not hopeless."""
@@ -154,6 +156,7 @@ def test_an_emulator_is_a_coarse_version(model, exact):
         assert note(result).startswith("sampled with the coarse target given: effective")
 
 
+@pytest.mark.slow
 def test_fewer_nodes_and_half_the_bits(model, exact):
     def normal(theta, data):
         return dist.Normal(data["x"], 0.6).log_prob(theta["x"])

@@ -58,6 +58,7 @@ def learned(target: Target, at: float, spread: float, *, share: float = 0.1):
 # ---- the density on the cube ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "spread"), [(0.8, 0.5), (-2.0, 0.3), (3.0, 2.0)])
 def test_the_evidence_does_not_depend_on_what_was_learned(at, spread):
     """By the midpoint rule over the cube, for densities that are right, wrong and wide."""
@@ -214,6 +215,7 @@ def test_a_cheap_version_by_its_settings():
     assert abs(result.log_evidence - exact.log_evidence) < 4 * result.log_evidence_error + 1e-2
 
 
+@pytest.mark.slow
 def test_calls_are_bounded_and_a_goal_that_is_not_met_is_told():
     sampler = LearnedProposal(first=QUICK, target_ess=50_000, num_adapt=500, max_samples=1500)
     result = sampler.run(target_1d(), jax.random.key(0))
@@ -242,6 +244,7 @@ def boosted():
     return sampler.run(gaussian(), jax.random.key(1))
 
 
+@pytest.mark.slow
 def test_boosted_evidence_and_posterior_are_those_of_the_prior_itself(boosted):
     mean, covariance, log_z = gaussian_answer()
     assert abs(boosted.log_evidence - log_z) < 4 * boosted.log_evidence_error

@@ -142,6 +142,7 @@ def test_a_prior_without_a_transform_is_named():
 # ---- targets -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_numpyro_model_with_a_conditional_prior():
     """Schools-like: theta given mu given data; prior and likelihood come apart in the cube."""
     y = jnp.asarray([0.3, 1.1, 0.7])

@@ -60,6 +60,7 @@ def test_a_batch_is_as_large_as_what_is_made_of_the_data_allows():
     assert log_l[-1] == pytest.approx(500 / (1 - 0.5), rel=1e-9)
 
 
+@pytest.mark.slow
 @every_sampler
 def test_the_key_decides(sampler):
     one, two = (sampler.run(gaussian(), jax.random.key(5)) for _ in range(2))

@@ -104,6 +104,7 @@ def test_values_without_a_likelihood_are_named():
         at(target(lambda h, data: jnp.full((), -jnp.inf)), "mode")
 
 
+@pytest.mark.slow
 def test_a_joint_prior_takes_all_of_its_values():
     entry = {"dist": "Dirichlet", "concentration": [1.0, 2.0, 1.5]}
     weights = Target(Prior({"w_a, w_b, w_c": entry}), lambda h, data: jnp.log(h["w_a"]))
@@ -124,6 +125,7 @@ def test_sites_of_a_numpyro_model_have_start_values():
     np.testing.assert_allclose(found["theta"][0], [0.1, 0.2, 0.3])
 
 
+@pytest.mark.slow
 def test_nuts_starts_where_it_is_told():
     sampler = NUTS(num_warmup=100, num_samples=50, num_chains=2, start="mode", num_start=32)
     result = sampler.run(target(), jax.random.key(0))

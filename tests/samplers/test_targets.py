@@ -63,6 +63,7 @@ def check(result: Result, case: Case) -> None:
         assert abs(rows[name]["sd"] - sd) < 5 * error, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "name"), PAIRS)
 def test_known_posteriors(sampler, name):
     case = CASES[name]

@@ -41,6 +41,7 @@ def target():
     return targets.gaussian()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_chains_go_on_where_they_were(target, name):
     sampler = CHAINS[name]
@@ -98,6 +99,7 @@ def test_quadrature_draws_more(target):
     assert result.shape[1] >= 1200
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_go_on_are_merged(target):
     sampler = Nested(num_live=60)
     result = Until(sampler, target_ess=600).run(target, jax.random.key(2))
@@ -174,6 +176,7 @@ def test_importance_sampling_ends_in_time(target, clock):
     assert "target_ess" in kinds(result.status.problems)
 
 
+@pytest.mark.slow
 def test_nested_sampling_ends_in_time(target, clock, monkeypatch):
     monkeypatch.setattr("skycensus.samplers.nested._CHUNK", 8)
     result = Until(Nested(num_live=50), time_limit=0.5).run(target, jax.random.key(1))

@@ -187,6 +187,7 @@ def brute_force(star, extra, low, high, num):
     return logsumexp(values) - np.log(num)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num", [1, 2, 3, 4])
 def test_stars_with_fewer_epochs_than_parameters_or_little_more(num):
     star = simulated(num, 12.0, seed=num)
@@ -196,6 +197,7 @@ def test_stars_with_fewer_epochs_than_parameters_or_little_more(num):
     np.testing.assert_allclose(got, brute_force(star, 0.0, 2.0, 10.0, 6000), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_jitter_is_integrated_or_fixed():
     star = simulated(9, 40.0, jitter=1.5)
     stars = velocities(table_of(star))
@@ -315,6 +317,7 @@ def test_times_may_be_there_twice_but_rows_may_not():
         velocities(table)
 
 
+@pytest.mark.slow
 def test_ranges_of_periods_that_cannot_be_resolved():
     stars = velocities(table_of(simulated(9, 40.0), simulated(5, 1.0, seed=5)))
     with pytest.raises(InputError, match=r"star star 1: its epochs span 0\.\d+ days"):
