@@ -1,11 +1,13 @@
 """Time of log L of a star cluster by `Quadrature`, from 256 parallaxes to a million.
 
-    python benchmarks/parallaxes.py FOLDER [--nodes 8] [--most 1000000] [--repeat 9]
+    python benchmarks/parallaxes.py [FOLDER] [--nodes 8] [--most 1000000] [--repeat 9]
 
-Writes `parallaxes.json` and the figure `parallaxes.png` to FOLDER. Wall time is the best of the
-repeated calls, each at other hyperparameters; the CPU time beside it says what other programs on
-the machine took away. Compilation is shown apart. Data are those of the cluster in
-`examples/star_cluster`, simulated at each size, in 64 bits.
+Writes `parallaxes.json` and the figure `parallaxes.png` to FOLDER (by default benchmarks/results).
+Wall time is the best of the repeated calls, each at other hyperparameters; the CPU time beside it
+says what other programs on the machine took away. Compilation is shown apart. Before that, the
+whole analysis of the largest size from the table to the posterior, twice: with what is to be
+compiled, and again. Data are those of the cluster in `examples/star_cluster`, simulated at each
+size, in 64 bits.
 """
 
 from __future__ import annotations
@@ -78,6 +80,38 @@ def rows(sizes: list[int], nodes: int, repeat: int) -> list[dict[str, Any]]:
     return out
 
 
+def analysed(size: int) -> dict[str, Any]:
+    """Seconds from the data to the posterior of the cluster, first and again, and peak memory."""
+    import jax
+    import numpyro.distributions as dist
+
+    from skycensus import HierarchicalModel, Prior, QuadratureSampler
+    from skycensus.analysis import analyse
+    from skycensus.stars import parallax
+
+    jax.config.update("jax_enable_x64", True)
+    table = parallax.simulate_cluster(num_stars=size)
+    prior = Prior(
+        {"mu_r": dist.TruncatedNormal(1.0, 2.0, low=0.0), "ln_std_r": dist.Uniform(-8.0, 0.0)}
+    )
+    seconds = []
+    for key in range(2):
+        began = time.perf_counter()
+        objects = parallax.objects(parallax.parallaxes(table))
+        model = HierarchicalModel(prior, parallax.normal_cluster, objects, rate="shape")
+        result = analyse(model, QuadratureSampler(), jax.random.key(key))
+        seconds.append(time.perf_counter() - began)
+    rows = result.summary()
+    return {
+        "objects": size,
+        "first": seconds[0],
+        "again": seconds[1],
+        "converged": result.status.converged,
+        "posterior": {name: (row["mean"], row["sd"]) for name, row in rows.items()},
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
 def draw(table: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
@@ -97,7 +131,8 @@ def draw(table: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    default = Path(__file__).with_name("results")
+    parser.add_argument("folder", nargs="?", type=Path, default=default)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--most", type=int, default=SIZES[-1])
     parser.add_argument("--repeat", type=int, default=9)
@@ -107,9 +142,17 @@ def main() -> None:
         f"{'objects':>9}{'value ms':>11}{'cpu ms':>11}{'grad ms':>11}{'cpu ms':>11}{'peak MB':>11}"
     )
     sizes = [size for size in SIZES if size <= options.most]
+    whole = analysed(sizes[-1])
     table = rows(sizes, options.nodes, options.repeat)
+    print(json.dumps(whole))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    record = {"nodes": options.nodes, "cores": os.cpu_count(), "load": load, "rows": table}
+    record = {
+        "nodes": options.nodes,
+        "cores": os.cpu_count(),
+        "load": load,
+        "rows": table,
+        "analysis": whole,
+    }
     (options.folder / "parallaxes.json").write_text(json.dumps(record, indent=1))
     draw(table, options.folder / "parallaxes.png")
 

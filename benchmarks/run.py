@@ -16,6 +16,8 @@ for script in (
     "coarse.py",
     "nuts.py",
     "photons.py",
+    "densities.py",
+    "boosted.py",
 ):
     print(f"== {script}", flush=True)
     subprocess.run([sys.executable, str(Path(__file__).parent / script)], check=False)

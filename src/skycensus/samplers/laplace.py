@@ -49,7 +49,7 @@ class Mode:
 
 
 def climb(
-    log_density: LogDensity, x: np.ndarray, scale: np.ndarray, *, max_steps: int = 25
+    log_density: LogDensity, x: np.ndarray, scale: np.ndarray, *, max_steps: int = 80
 ) -> Mode:
     r"""Newton's method on the quadratic through $x$, $x \pm Se_i$ and $x + S(e_i + e_j)$.
 
