@@ -16,6 +16,9 @@ import argparse
 import json
 import os
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -81,35 +84,41 @@ def rows(sizes: list[int], nodes: int, repeat: int) -> list[dict[str, Any]]:
 
 
 def analysed(size: int) -> dict[str, Any]:
-    """Seconds from the data to the posterior of the cluster, first and again, and peak memory."""
+    """Seconds from the table to the posterior of the cluster, and peak memory, in this process."""
     import jax
     import numpyro.distributions as dist
 
     from skycensus import HierarchicalModel, Prior, QuadratureSampler
     from skycensus.analysis import analyse
+    from skycensus.cli import start_jax
     from skycensus.stars import parallax
 
-    jax.config.update("jax_enable_x64", True)
+    start_jax({"data": {"kind": "parallaxes"}})
     table = parallax.simulate_cluster(num_stars=size)
     prior = Prior(
         {"mu_r": dist.TruncatedNormal(1.0, 2.0, low=0.0), "ln_std_r": dist.Uniform(-8.0, 0.0)}
     )
-    seconds = []
-    for key in range(2):
-        began = time.perf_counter()
-        objects = parallax.objects(parallax.parallaxes(table))
-        model = HierarchicalModel(prior, parallax.normal_cluster, objects, rate="shape")
-        result = analyse(model, QuadratureSampler(), jax.random.key(key))
-        seconds.append(time.perf_counter() - began)
-    rows = result.summary()
+    began = time.perf_counter()
+    objects = parallax.objects(parallax.parallaxes(table))
+    model = HierarchicalModel(prior, parallax.normal_cluster, objects, rate="shape")
+    result = analyse(model, QuadratureSampler(), jax.random.key(0))
     return {
         "objects": size,
-        "first": seconds[0],
-        "again": seconds[1],
+        "seconds": time.perf_counter() - began,
+        **result.seconds,
         "converged": result.status.converged,
-        "posterior": {name: (row["mean"], row["sd"]) for name, row in rows.items()},
+        "posterior": {n: (row["mean"], row["sd"]) for n, row in result.summary().items()},
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def analyses(size: int) -> dict[str, Any]:
+    """`analysed` with nothing compiled before, and again, each in a process of its own."""
+    command = [sys.executable, __file__, "--analysed", str(size)]
+    with tempfile.TemporaryDirectory() as cache:
+        env = os.environ | {"SKYCENSUS_CACHE": cache}
+        runs = [subprocess.run(command, env=env, check=True, capture_output=True) for _ in range(2)]
+    return dict(zip(("first", "again"), (json.loads(run.stdout) for run in runs), strict=True))
 
 
 def draw(table: list[dict[str, Any]], path: Path) -> None:
@@ -136,13 +145,17 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--most", type=int, default=SIZES[-1])
     parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--analysed", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.analysed:
+        print(json.dumps(analysed(options.analysed)))
+        return
     options.folder.mkdir(parents=True, exist_ok=True)
     print(
         f"{'objects':>9}{'value ms':>11}{'cpu ms':>11}{'grad ms':>11}{'cpu ms':>11}{'peak MB':>11}"
     )
     sizes = [size for size in SIZES if size <= options.most]
-    whole = analysed(sizes[-1])
+    whole = analyses(sizes[-1])
     table = rows(sizes, options.nodes, options.repeat)
     print(json.dumps(whole))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
