@@ -263,5 +263,5 @@ def test_photons_that_nobody_can_have_sent(simulated):
         photon_model([lone], star, Prior(far))
     with pytest.raises(InputError, match="no photon is in the region"):
         photon_model([observation()], tree, Prior(far))
-    with pytest.raises(InputError, match="no component 'singal'"):
+    with pytest.raises(InputError, match="counts of 'singal', which is no component"):
         simulate(observation(), TREE, TRUTH, {"singal": 3}, jax.random.key(0))

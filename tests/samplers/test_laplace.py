@@ -62,7 +62,7 @@ def test_a_ridge_does_not_converge_but_ends():
     density = Counted(lambda x: -1e4 * np.abs(x[:, 0] - x[:, 1]) + np.minimum(x[:, 0], 0.0))
     mode = climb(density, np.array([-1.0, 2.0]), np.eye(2))
     assert np.isfinite(mode.log_density)
-    assert density.used <= 6 * 80
+    assert density.used <= 6 * 25
 
 
 def test_every_mode_that_the_points_know_of_is_found():

@@ -234,7 +234,7 @@ def without(tree: Tree, name: str) -> dict[str, Any]:
     Raises:
         InputError: no such component, or no other one.
     """
-    left_out = path_of(tree, name)
+    left_out = path_of(tree, name, f"no component '{name}'")
 
     def pruned(branch: Tree, above: str) -> dict[str, Any]:
         kept: dict[str, Any] = {}

@@ -218,17 +218,17 @@ def leaves_of(tree: Tree, above: str = "") -> Iterator[tuple[str, Any]]:
             )
 
 
-def path_of(tree: Tree, name: str) -> str:
+def path_of(tree: Tree, name: str, fault: str) -> str:
     """The path of a component, which is told by it or by its own name.
 
     Raises:
-        InputError: there is no such component.
+        InputError: there is no such component; `fault` is how the message begins.
     """
     paths = [path for path, _ in leaves_of(tree)]
     for path in paths:
         if name in (path, path.rsplit("/", 1)[-1]):
             return path
-    raise InputError(f"no component '{name}'{did_you_mean(name, paths)}; there are {paths}.")
+    raise InputError(f"{fault}{did_you_mean(name, paths)}; there are {paths}.")
 
 
 def _is_component(part: Any) -> bool:

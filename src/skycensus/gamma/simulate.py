@@ -128,7 +128,8 @@ def draw_counts(
 
 
 def _by_path(tree: Tree, counts: Mapping[str, int]) -> dict[str, int]:
-    given = {path_of(tree, name): int(number) for name, number in counts.items()}
+    fault = "counts of '{}', which is no component"
+    given = {path_of(tree, n, fault.format(n)): int(count) for n, count in counts.items()}
     return {path: given.get(path, 0) for path, _ in leaves_of(tree)}
 
 

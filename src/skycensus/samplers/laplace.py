@@ -23,6 +23,9 @@ _REACH = 3.0
 # A mode is found when Newton would win less than this, and the scale is right to such a factor.
 _GAIN, _RATIO = 0.02, 2.0
 
+# After so many steps a climb goes on only while these last ones have gained more than one.
+_PATIENCE, _STALLED = 25, 3
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -66,7 +69,11 @@ def climb(
     stencil = _stencil(dim)
     before, best_x, best, reach = -np.inf, x, -np.inf, _REACH
     converged = False
-    for _ in range(max_steps):
+    heights: list[float] = []
+    for number in range(max_steps):
+        if number >= _PATIENCE and not best > heights[-_STALLED] + 1.0:
+            break
+        heights.append(best)
         points = x + stencil @ scale.T
         f = log_density(points)
         top = int(np.argmax(f))
