@@ -29,7 +29,6 @@ RUNS = {
     "importance": "Importance()",
     "importance, 500 draws": f"CoarseToExact(Importance(), {FEW})",
     "importance, 500 draws, 32 bits": f"CoarseToExact(Importance(), {BOTH})",
-    "importance, 32 bits": "CoarseToExact(Importance(), Coarse(float32=True))",
 }
 NUTS_RUNS = {
     "NUTS": "Until(NUTS(), target_ess=TARGET_ESS)",
@@ -140,6 +139,8 @@ def main() -> None:
                 print(f"{name} failed:\n{done.stderr[-2000:]}", file=sys.stderr)
                 continue
             rows.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
+            seconds = " and ".join(f"{t:.1f} s" for t in rows[name][-1]["seconds"])
+            print(f"{name}: {seconds}", file=sys.stderr, flush=True)
     out = HERE / "results"
     out.mkdir(exist_ok=True)
     (out / "coarse.json").write_text(json.dumps(rows, indent=1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,7 @@ from skycensus import (
     Target,
 )
 from skycensus.likelihood.layout import spread_subset
+from skycensus.samplers import coarse
 
 PRIOR = {"mu": dist.Normal(0.0, 2.0), "ln_sd": dist.Normal(0.0, 0.5)}
 
@@ -107,6 +110,29 @@ def test_a_poor_version_gives_way_to_a_finer_one(model, exact):
     assert note(result).count("sampled with") > 1
 
 
+def test_a_heavy_tail_of_few_good_weights_is_looked_at_again(model, exact, monkeypatch):
+    """Of two hundred draws k-hat is known badly: the version is kept where more are well."""
+    known = coarse.pareto_smooth
+
+    def uneasy(log_weight, **settings):
+        smoothed, k_hat = known(log_weight, **settings)
+        return smoothed, (0.9 if log_weight.size < 250 else k_hat)
+
+    monkeypatch.setattr(coarse, "pareto_smooth", uneasy)
+    sampler = CoarseToExact(SAMPLERS["quadrature"], Coarse(draws=16), target_ess=400)
+    result = sampler.run(model.target(), jax.random.key(1))
+    assert result.status.converged and note(result).count("sampled") == 1
+    assert_the_same(result, exact)
+
+
+def test_a_heavy_tail_of_all_weights_is_not_overlooked(model, monkeypatch):
+    monkeypatch.setattr(coarse, "pareto_smooth", lambda log_weight: (log_weight, 0.9))
+    cheap = CoarseToExact(SAMPLERS["quadrature"], Coarse(draws=16), target_ess=400)
+    result = replace(cheap, max_refinements=0).run(model.target(), jax.random.key(1))
+    assert {problem.kind for problem in result.status.problems} == {"k_hat"}
+    assert "then the target itself" in note(cheap.run(model.target(), jax.random.key(1)))
+
+
 def far_off(target):
     """Of another place: its draws tell nothing of the target."""
     return Target(target.prior, lambda free, data: -0.5 * ((free["mu"] + 3.0) / 0.05) ** 2)
@@ -148,8 +174,8 @@ def test_an_emulator_is_a_coarse_version(model, exact):
         fitted, *_ = jnp.linalg.lstsq(terms(x[:, 0], x[:, 1]).T, y)
         return Target(target.prior, lambda h, fit: fit @ terms(h["mu"], h["ln_sd"]), data=fitted)
 
-    for coarse in (emulator, emulator(model.target())):
-        sampler = CoarseToExact(SAMPLERS["importance"], coarse, target_ess=400)
+    for version in (emulator, emulator(model.target())):
+        sampler = CoarseToExact(SAMPLERS["importance"], version, target_ess=400)
         result = sampler.run(model.target(), jax.random.key(4))
         assert result.status.converged, str(result.status)
         assert_the_same(result, exact)

@@ -23,8 +23,9 @@ from . import Progress, Sampler, evaluate, unconstrained
 from .until import run_until
 
 # Draws that are weighted first, and the share of them that must be effective: else a finer version
-# is cheaper than ever more draws of this one.
-_PILOT, _LEAST_EFFICIENCY = 200, 0.2
+# is cheaper than ever more draws of this one. Where half of them are, a heavy tail may be chance: the
+# weights hardly differ, and of so few k-hat is known to 0.2 or so.
+_PILOT, _LEAST_EFFICIENCY, _GOOD_EFFICIENCY = 200, 0.2, 0.5
 # Draws of the next attempt: so many more than seem needed. The coarse run, which is cheap, has more
 # than that to begin with, so that it is not needed again.
 _MORE, _AT_FIRST = 1.1, 1.5
@@ -295,7 +296,8 @@ class _Weighted(NamedTuple):
     @property
     def poor(self) -> bool:
         """Whether a finer version is a better way than more draws."""
-        return self.efficiency < _LEAST_EFFICIENCY or not self.k_hat <= GOALS.k_hat
+        least = _LEAST_EFFICIENCY if self.k_hat <= GOALS.k_hat else _GOOD_EFFICIENCY
+        return self.efficiency < least
 
 
 class _Attempt:
