@@ -14,7 +14,7 @@ PEERS = {
     "gammabayes": ["gammabayes==0.1.9", "setuptools<80", "matplotlib==3.8.4", "pandas<3"],
     "margarine1": ["margarine==1.4.2"],
     "margarine2": ["margarine==2.2.0"],
-    "nutpie": ["nutpie>=0.15", str(Path(__file__).resolve().parents[1])],
+    "nutpie": ["nutpie>=0.16.10", str(Path(__file__).resolve().parents[1])],
     "pymc": ["pymc>=5.20", "nutpie[pymc]>=0.15", "astropy"],
 }
 _FOLDER = Path(os.environ.get("SKYCENSUS_PEERS", Path.home() / ".cache" / "skycensus-peers"))

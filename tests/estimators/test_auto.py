@@ -6,7 +6,8 @@ import pytest
 
 from skycensus import InputError
 from skycensus.estimators import fit_density
-from skycensus.estimators.auto import stacking_weights
+from skycensus.estimators.auto import describes, stacking_weights
+from skycensus.estimators.gaussian import fit_gaussian
 
 
 def test_stacking_weights_maximise_the_score():
@@ -33,6 +34,38 @@ def test_the_better_kind_is_chosen_and_all_scores_are_told():
     assert told["held_out_score"]["mixture"] > told["held_out_score"]["gaussian"] + 0.3
     assert told["weight"] == {"gaussian": 0.0, "mixture": 1.0}
     assert density.kind == "mixture"
+
+
+def test_flows_are_left_out_where_nothing_is_left_to_describe():
+    told = fit_density(jax.random.key(0), draws(), report=False).provenance
+    assert list(told["held_out_score"]) == list(told["weight"]) == ["mixture", "kde", "triangular"]
+    assert told["weight"]["mixture"] == 1.0
+
+
+def far_away(z, num):
+    """The same with so many draws a long way off."""
+    return np.concatenate([z[num:], np.full((num, 2), 9.0)])
+
+
+@pytest.mark.parametrize(
+    ("change", "described"),
+    [
+        (lambda z: z, True),
+        (lambda z: z * [1.0, 1.15], False),
+        (lambda z: np.abs(z), False),
+        # Of a shape that no test of one half of the draws sees, but two clumps.
+        (lambda z: np.where(np.arange(len(z))[:, None] % 2, z, 0.1 * z), False),
+        (lambda z: far_away(z, 40), False),
+    ],
+)
+def test_whether_an_estimate_describes_the_draws(change, described):
+    rng = np.random.default_rng(2)
+    train, held = rng.normal(size=(6000, 2)), rng.normal(size=(2000, 2))
+    weight = [np.full(len(x), 1.0 / len(x)) for x in (train, held)]
+    found = fit_gaussian(jax.random.key(0), train, weight[0], validation=(held, weight[1]))
+    key = jax.random.key(1)
+    told = describes(found, key, change(train), weight[0], (change(held), weight[1]))
+    assert told == described
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,22 @@ import jax
 import numpy as np
 
 from ..errors import InputError
+from ..keys import generator
+from ..weights import kish
 from .coordinates import Coordinates
 from .gaussian import clearly_better
 from .kinds import fitter, wanted
-from .pool import log_prob_at, pooled
+from .pool import draws_of, log_prob_at, pooled
+from .report import chance_of, is_outside, more_than_chance
 
 # A member below this weight costs more time in every evaluation than it is worth.
 _LEAST_WEIGHT = 0.02
 # A plainer kind gives way where the gain is above so many of its standard errors: of several kinds
 # one or another is above a single error by chance.
 _ERRORS = 2.0
+# Flows, which take longest, are for what the plainer kinds are seen not to describe: where held-out
+# draws look like theirs with this probability or more, a better score could not be told either.
+_FLOWS, _ALIKE, _NUM_DRAWS = ("spline", "maf"), 0.01, 2**13
 # Of the kinds that take longest: in few dimensions an ensemble of two is as good as a larger one.
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {"spline": {"num_members": 2}}
 
@@ -43,12 +49,13 @@ def fit_auto(
     by more than two standard errors of the gain, that kind is returned alone.
 
     Args:
-        kinds: which are tried; by default those that suit the number of parameters and the bounds.
+        kinds: which are tried; by default those that suit the number of parameters and the bounds,
+            flows among them only where the held-out draws are unlike those of all others together.
         settings: of each kind, by its name.
         notes: gets the held-out score and the weight of every kind, and under "chosen" the kinds
             that have a weight and their settings.
     """
-    kinds = _suitable(coordinates) if kinds is None else tuple(kinds)
+    asked, kinds = kinds is not None, _suitable(coordinates) if kinds is None else tuple(kinds)
     if not kinds or "auto" in kinds:
         raise InputError(f"kinds={list(kinds)} must name at least one kind, and not 'auto'.")
     settings = dict(settings or {})
@@ -61,8 +68,18 @@ def fit_auto(
     # Training stops by one half of the held-out draws, which flatters what it has picked there: the
     # other half chooses.
     (stop, stop_weight), (held, held_weight) = _halves(*validation)
-    members, scores, chosen = [], [], {}
+    members: list[Any] = []
+    scores: list[np.ndarray] = []
+    chosen: dict[str, Any] = {}
+
+    def best() -> Any:
+        """Of the kinds tried so far."""
+        return _chosen(kinds[: len(members)], members, np.stack(scores), held_weight, notes)
+
     for i, (kind, k) in enumerate(zip(kinds, jax.random.split(key, len(kinds)), strict=True)):
+        last = members and kind in _FLOWS and not asked
+        if last and describes(best(), jax.random.fold_in(key, i), z, weight, validation):
+            break
         fit = fitter(kind)
         own_notes: dict[str, Any] = {}
         given = wanted(fit, coordinates=coordinates, names=names, notes=own_notes)
@@ -73,8 +90,8 @@ def fit_auto(
         scores.append(log_prob_at(member, held))
         if progress is not None:
             progress(i + 1, len(kinds), f"fitting ({kind})")
-    found = _chosen(kinds, members, np.stack(scores), held_weight, notes)
-    kept = [kind for kind in kinds if notes["weight"][kind] > 0]
+    found = best()
+    kept = [kind for kind, share in notes["weight"].items() if share > 0]
     notes["chosen"] = {"kinds": kept, "settings": {kind: chosen[kind] for kind in kept}}
     return found
 
@@ -83,6 +100,19 @@ def _halves(z: np.ndarray, weight: np.ndarray) -> list[tuple[np.ndarray, np.ndar
     if len(z) < 2:
         return [(z, weight)] * 2
     return [(z[i::2], weight[i::2] / weight[i::2].sum()) for i in (0, 1)]
+
+
+def describes(
+    found: Any, key: Any, z: np.ndarray, weight: np.ndarray, validation: tuple[Any, Any]
+) -> bool:
+    """Whether nothing tells the draws from those of an estimate."""
+    draw_key, test_key = jax.random.split(key)
+    own = draws_of(found, draw_key, (_NUM_DRAWS, z.shape[1]))
+    own_log_q, log_q, every = (log_prob_at(found, x) for x in (own, validation[0], z))
+    lost = float(weight[is_outside(own_log_q, every)].sum())
+    if more_than_chance(lost, kish(np.log(weight[weight > 0]))):
+        return False
+    return chance_of(generator(test_key), own, *validation, own_log_q, log_q) >= _ALIKE
 
 
 def _suitable(coordinates: Coordinates) -> tuple[str, ...]:

@@ -121,6 +121,18 @@ def _log_prob(estimate: Estimate, z: Array) -> Array:
     return over_blocks(estimate.log_prob, z, BLOCK)
 
 
+def draws_of(estimate: Estimate, key: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Draws (n, d), compiled and block by block, in NumPy."""
+    return np.asarray(_draws_of(estimate, jax.random.uniform(key, shape, float)), float)
+
+
+@eqx.filter_jit
+def _draws_of(estimate: Estimate, u: Array) -> Array:
+    # On the faces of the cube there is no finite point.
+    eps = jnp.finfo(u.dtype).epsneg
+    return over_blocks(estimate.from_unit_cube, jnp.clip(u, eps, 1.0 - eps), BLOCK)
+
+
 def pooled(members: Sequence[Any], weight: Any = None, *, replicas: bool = False) -> Any:
     """A `Pool`, or its only member."""
     return members[0] if len(members) == 1 else Pool(members, weight, replicas=replicas)

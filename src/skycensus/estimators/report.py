@@ -10,7 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from scipy.special import kolmogorov
+from scipy.special import kolmogorov, ndtr
 
 from ..keys import generator
 from ..status import Problem, Status
@@ -176,7 +176,7 @@ def make_report(
     # The held-out draws were taken at random, so that the two parts weigh as they are many.
     n_eff = held_share + kish(np.log(weight[weight > 0]))
     share = np.concatenate([held_weight * held_share, weight * (n_eff - held_share)]) / n_eff
-    outside = np.concatenate([log_q, every]) < np.quantile(own_log_q, _OUTSIDE)
+    outside = is_outside(own_log_q, np.concatenate([log_q, every]))
     found = {
         "n_eff": n_eff,
         "n_eff_held_out": held_share,
@@ -201,6 +201,32 @@ def make_report(
         scores=dict(scores or {}),
         **found,
     )
+
+
+def chance_of(
+    rng: np.random.Generator,
+    own: np.ndarray,
+    held: np.ndarray,
+    weight: np.ndarray,
+    own_log_q: np.ndarray,
+    log_q: np.ndarray,
+) -> float:
+    """The probability of held-out draws as unlike a density's own, if they are of that density.
+
+    That of the most telling test of a report (distributions along axes, random directions and the
+    log density; the classifier) times the number of tests, at most one.
+
+    Args:
+        own, held: (n, d) draws of the density, and those held out, which weigh `weight`.
+        own_log_q, log_q: log densities of both.
+    """
+    dim = held.shape[1]
+    directions = np.concatenate([np.eye(dim), rng.normal(size=(_NUM_PROJECTIONS, dim))])
+    each = [_uniformity(own @ v, held @ v, weight).p_value for v in directions]
+    each.append(_uniformity(own_log_q, log_q, weight).p_value)
+    auc, error = classifier_score(rng, own, held, weight)
+    each.append(float(ndtr((0.5 - auc) / error)))
+    return min(1.0, len(each) * min(each))
 
 
 # ---- measures ------------------------------------------------------------------------------------
@@ -299,6 +325,17 @@ def _ordered(value: np.ndarray, label: np.ndarray, mass: np.ndarray) -> float:
     return float(one @ (np.cumsum(other) - 0.5 * other))
 
 
+def is_outside(own_log_q: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """Which points lie outside of the region that holds 99.9 % of a density's own draws."""
+    return log_q < np.quantile(own_log_q, _OUTSIDE)
+
+
+def more_than_chance(part: float, n_eff: float) -> bool:
+    """Whether this part of so many draws outside of that region is more than should be there."""
+    # The edge of the region is known to a quarter, from a few draws beyond it.
+    return part >= 3.0 * _OUTSIDE and part * n_eff >= 10.0
+
+
 def _where(density: Any, z: np.ndarray, weight: np.ndarray) -> str:
     """The middle of draws, by name: the one nearest to their mean."""
     mean = weight @ z / weight.sum()
@@ -347,8 +384,7 @@ def _told_apart(auc: float, error: float) -> list[Problem]:
 def _lost(density: Any, z: np.ndarray, weight: np.ndarray, n_eff: float) -> list[Problem]:
     """Whether draws outside of the region, and their weights, are more than chance has there."""
     part = float(weight.sum())
-    # The edge of the region is known to a quarter, from a few draws beyond it.
-    if part < 3.0 * _OUTSIDE or part * n_eff < 10.0:
+    if not more_than_chance(part, n_eff):
         return []
     what = f"{100 * part:.2g} % of the draws lie where the density has 0.1 %"
     return [Problem.of("density_lost", f"{what}, as at {_where(density, z, weight)}")]

@@ -23,8 +23,8 @@ from . import Progress, Sampler, evaluate, unconstrained
 from .until import run_until
 
 # Draws that are weighted first, and the share of them that must be effective: else a finer version
-# is cheaper than ever more draws of this one. Where half of them are, a heavy tail may be chance: the
-# weights hardly differ, and of so few k-hat is known to 0.2 or so.
+# is cheaper than ever more draws of this one. Where half of them are, the weights hardly differ,
+# and a heavy tail may be chance: k-hat of so few is known to 0.2 or so.
 _PILOT, _LEAST_EFFICIENCY, _GOOD_EFFICIENCY = 200, 0.2, 0.5
 # Draws of the next attempt: so many more than seem needed. The coarse run, which is cheap, has more
 # than that to begin with, so that it is not needed again.
