@@ -13,7 +13,7 @@ from samplers.targets import gaussian, gaussian_answer
 from scipy.special import gammaln
 
 from skycensus import InputError, Prior, Target
-from skycensus.samplers import ImportanceSampler, batch_size, evaluate
+from skycensus.samplers import ImportanceSampler, batch_size, evaluate, in_batches
 from skycensus.samplers.student_t import fit
 
 # What takes long to compile or to train: their own tests are the quick ones.
@@ -55,9 +55,37 @@ def test_a_batch_is_as_large_as_what_is_made_of_the_data_allows():
     )
     table = target(lambda x, d: jnp.sum(d @ (x ** jnp.arange(1000))), jnp.ones((500, 1000)))
     assert [batch_size(t) for t in (few, draws, in_turn, table)] == [64, 1, 1, 127]
+    # Of a gradient there are more numbers; where the data are few that does not matter.
+    some = target(lambda x, d: jnp.sum(jnp.sin(x * d)), jnp.ones(2**14))
+    assert batch_size(some) == 16
+    assert [batch_size(t, gradient=True) for t in (few, some, draws, table)] == [64, 4, 1, 127]
     log_l, _ = evaluate(table, np.linspace(-0.5, 0.5, 300)[:, None])
     assert len(log_l) == 300 and log_l[150:].argmax() == 149
     assert log_l[-1] == pytest.approx(500 / (1 - 0.5), rel=1e-9)
+
+
+@pytest.mark.parametrize(("size", "largest"), [(1, 1), (4, 4), (7, 6), (100, 24)])
+def test_a_map_in_batches_is_the_same(size, largest):
+    """Of 24 points so many at once as divide them; what is shared stays so."""
+    together = []
+
+    @jax.custom_batching.custom_vmap
+    def noted(x):
+        return x
+
+    @noted.def_vmap
+    def note(num, mapped, x):
+        together.append(num)
+        return x, True
+
+    def function(x, data):
+        return {"sum": jnp.sum(noted(x["a"]) * data), "x": x["b"]}
+
+    x = {"a": jnp.arange(24.0), "b": jnp.ones((24, 2))}
+    found = jax.vmap(in_batches(function, size), in_axes=(0, None))(x, jnp.arange(3.0))
+    np.testing.assert_array_equal(found["sum"], 3.0 * np.arange(24))
+    np.testing.assert_array_equal(found["x"], np.ones((24, 2)))
+    assert set(together) == ({largest} if largest > 1 else set())
 
 
 @pytest.mark.slow

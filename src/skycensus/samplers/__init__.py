@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,8 +47,11 @@ _BATCH_NUMBERS = 2**18
 # Points in a batch where the data are few; and at most, which as a prime tells what a batch made.
 _BATCH, _LARGEST_BATCH = 64, 127
 
+# So many times the numbers of a value has its gradient.
+_OF_GRADIENT = 4
 
-def batch_size(target: Target) -> int:
+
+def batch_size(target: Target, *, gradient: bool = False) -> int:
     """How many points are best evaluated at once; one where a call goes through much data.
 
     What counts is how many numbers a call makes of the data, or how many those are if it makes
@@ -64,7 +68,31 @@ def batch_size(target: Target) -> int:
         kept.append(max(_made(traced), default=1))
     size = _BATCH_NUMBERS // min(numbers, kept[0])
     # That program has been traced already.
-    return _LARGEST_BATCH if size >= _BATCH else max(size, 1)
+    return _LARGEST_BATCH if size >= _BATCH else max(size // (_OF_GRADIENT if gradient else 1), 1)
+
+
+def in_batches(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """A function of one point of which `jax.vmap` evaluates no more than `size` points at once.
+
+    All points at once would go through large data in step, and no block of them stay in cache.
+    """
+    if jax.default_backend() != "cpu" or size >= _BATCH:
+        return function
+    batched = jax.custom_batching.custom_vmap(function)
+
+    @batched.def_vmap
+    def rule(num: int, mapped: Any, *args: Any) -> Any:
+        points, shared = eqx.partition(args, tuple(mapped))
+
+        def one(point: Any) -> Any:
+            return function(*eqx.combine(point, shared))
+
+        # Of equal size, for a smaller rest would be compiled too.
+        together = max(n for n in range(1, min(size, num) + 1) if num % n == 0)
+        out = jax.lax.map(one, points, batch_size=together if together > 1 else None)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return batched
 
 
 def _made(program: Jaxpr, times: int = 1) -> Iterator[int]:

@@ -13,7 +13,7 @@ import numpy as np
 from ..checkpoint import pack, unpack
 from ..errors import InputError
 from ..target import Target
-from . import at_point, batch_size
+from . import at_point, batch_size, in_batches
 from .pilot import Pilot
 
 if TYPE_CHECKING:
@@ -118,10 +118,8 @@ def whitened(
         x = data["center"] + data["scale"] @ y
         return force.log_density(x, eqx.combine(data["force"], statics[1]))
 
-    # All chains at once would go through large data in step, and no block of them stay in cache.
-    in_turn = jax.default_backend() == "cpu" and batch_size(target) == 1
-    one_by_one = jax.custom_batching.sequential_vmap if in_turn else lambda function: function
-    value_at, slope_at = one_by_one(value_of), one_by_one(jax.value_and_grad(force_of))
+    value_at = in_batches(value_of, batch_size(target))
+    slope_at = in_batches(jax.value_and_grad(force_of), batch_size(force, gradient=True))
 
     def guarded(value: Any, y: Any) -> Any:
         broken = jnp.isnan(value) | (value == jnp.inf)

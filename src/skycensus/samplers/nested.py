@@ -18,7 +18,7 @@ from ..keys import generator
 from ..result import Result
 from ..status import Problem
 from ..target import Target
-from . import Progress, batch_size, evaluate, named_draws, prior_points
+from . import Progress, batch_size, evaluate, in_batches, named_draws, prior_points
 from .nested_slice import Dead, Found, first_state, iterate, remaining
 from .nested_volumes import Integral, insertion_p_value, integrate, support_volume
 
@@ -166,14 +166,11 @@ class Nested:
         return _Run(u, log_l, birth, found, float(remaining(state)))
 
     def _compiled(self, cube: Target) -> Any:
-        in_turn = jax.default_backend() == "cpu" and batch_size(cube) == 1
-        # All points at once would go through large data in step, and no block stay in cache.
-        one_by_one = jax.custom_batching.sequential_vmap if in_turn else lambda function: function
+        size = batch_size(cube)
 
         def chunk(key: Any, state: Any, data: Any) -> Any:
-            log_likelihood = one_by_one(lambda u: cube.log_likelihood(u, data))
             return iterate(
-                log_likelihood,
+                in_batches(lambda u: cube.log_likelihood(u, data), size),
                 key,
                 state,
                 num_iterations=_CHUNK,

@@ -27,6 +27,10 @@ from .warmup import MAX_EARLY_DEPTH, Warmup
 # What the state of a chain tells of a step besides the place.
 _FIELDS = ("diverging", "num_steps", "accept_prob", "potential_energy")
 
+# Chains whose gradients fit into the cache together, for which it pays to move all at once: each
+# then waits for the longest trajectory, and one core does most of the work.
+_TOGETHER = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class NUTS:
@@ -41,8 +45,8 @@ class NUTS:
     Args:
         num_warmup, num_samples, num_chains, thinning: per chain, NumPyro's words.
         chain_method: "vectorized" (all at once), "parallel" (one per device; one after the other
-            where there are fewer) or "sequential"; "auto" takes one after the other where a
-            likelihood keeps all cores busy by itself.
+            where there are fewer) or "sequential" (each a program of its own, as many at a time as
+            there are cores); "auto" takes the last where the data are not few.
         dense_mass: a full mass matrix (of the hyperparameters, where there are latent parameters);
             else a diagonal one.
         max_tree_depth: doublings of a trajectory at most.
@@ -140,8 +144,8 @@ class NUTS:
             return self.chain_method
         if 1 < self.num_chains <= jax.local_device_count():
             return "parallel"
-        on_cpu = jax.default_backend() == "cpu"
-        return "sequential" if on_cpu and batch_size(target) == 1 else "vectorized"
+        few = batch_size(target, gradient=True) < min(self.num_chains, _TOGETHER)
+        return "sequential" if few and jax.default_backend() == "cpu" else "vectorized"
 
     @property
     def _tuning(self) -> tuple[bool, int, float]:
