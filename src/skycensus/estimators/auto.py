@@ -22,9 +22,9 @@ _LEAST_WEIGHT = 0.02
 # A plainer kind gives way where the gain is above so many of its standard errors: of several kinds
 # one or another is above a single error by chance.
 _ERRORS = 2.0
-# Flows, which take longest, are for what the plainer kinds are seen not to describe: where held-out
-# draws look like theirs with this probability or more, a better score could not be told either.
-_FLOWS, _ALIKE, _NUM_DRAWS = ("spline", "maf"), 0.01, 2**13
+# What takes longest is for what the kinds before are seen not to describe: where held-out draws look
+# like theirs with this probability or more, a better score could not be told either.
+_LONG, _ALIKE, _NUM_DRAWS = ("triangular", "spline", "maf"), 0.01, 2**13
 # Of the kinds that take longest: in few dimensions an ensemble of two is as good as a larger one.
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {"spline": {"num_members": 2}}
 
@@ -50,7 +50,7 @@ def fit_auto(
 
     Args:
         kinds: which are tried; by default those that suit the number of parameters and the bounds,
-            flows among them only where the held-out draws are unlike those of all others together.
+            those that take long only where the held-out draws are unlike those of the kinds before.
         settings: of each kind, by its name.
         notes: gets the held-out score and the weight of every kind, and under "chosen" the kinds
             that have a weight and their settings.
@@ -77,8 +77,8 @@ def fit_auto(
         return _chosen(kinds[: len(members)], members, np.stack(scores), held_weight, notes)
 
     for i, (kind, k) in enumerate(zip(kinds, jax.random.split(key, len(kinds)), strict=True)):
-        last = members and kind in _FLOWS and not asked
-        if last and describes(best(), jax.random.fold_in(key, i), z, weight, validation):
+        long = members and kind in _LONG and not asked
+        if long and describes(best(), jax.random.fold_in(key, i), z, weight, validation):
             break
         fit = fitter(kind)
         own_notes: dict[str, Any] = {}
