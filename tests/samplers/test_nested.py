@@ -212,3 +212,18 @@ def test_evidences_scatter_as_their_errors_say(name, sized):
     assert abs(z.mean()) < 3.5 / np.sqrt(num)
     low, high = chi2.ppf([1e-3, 1 - 1e-3], num - 1) / (num - 1)
     assert 0.7**2 * low < z.var(ddof=1) < 1.3**2 * high
+
+
+def test_of_much_data_finished_chains_ask_for_no_likelihood():
+    """They wait for the others, and on large data that must not cost what they do."""
+    asked = []
+
+    def log_likelihood(h, data):
+        jax.debug.callback(lambda: asked.append(1))
+        return -0.5 * jnp.mean((h["x"] - data) ** 2) / 0.01
+
+    prior = Prior({"x": dist.Uniform(-1.0, 1.0)})
+    target = Target(prior, log_likelihood, data=jnp.zeros(2**18))
+    result = Nested(num_live=20, num_delete=5, dlogz=0.5).run(target, jax.random.key(1))
+    jax.effects_barrier()
+    assert len(asked) == result.measures["num_likelihoods"] > 200

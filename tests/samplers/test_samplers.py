@@ -64,10 +64,12 @@ def test_a_batch_is_as_large_as_what_is_made_of_the_data_allows():
     assert log_l[-1] == pytest.approx(500 / (1 - 0.5), rel=1e-9)
 
 
-@pytest.mark.parametrize(("size", "largest"), [(1, 1), (4, 4), (7, 6), (100, 24)])
+@pytest.mark.parametrize(
+    ("size", "largest"), [(1, set()), (4, {4}), (7, {6}), (50, {24, 2}), (100, {24, 10})]
+)
 def test_a_map_in_batches_is_the_same(size, largest):
-    """Of 24 points so many at once as divide them; what is shared stays so."""
-    together = []
+    """Of 24 points so many at once as divide them, in a map of maps too; data are shared."""
+    together = set()
 
     @jax.custom_batching.custom_vmap
     def noted(x):
@@ -75,17 +77,21 @@ def test_a_map_in_batches_is_the_same(size, largest):
 
     @noted.def_vmap
     def note(num, mapped, x):
-        together.append(num)
-        return x, True
+        together.add(num)
+        return noted(x), True
 
     def function(x, data):
         return {"sum": jnp.sum(noted(x["a"]) * data), "x": x["b"]}
 
-    x = {"a": jnp.arange(24.0), "b": jnp.ones((24, 2))}
-    found = jax.vmap(in_batches(function, size), in_axes=(0, None))(x, jnp.arange(3.0))
-    np.testing.assert_array_equal(found["sum"], 3.0 * np.arange(24))
-    np.testing.assert_array_equal(found["x"], np.ones((24, 2)))
-    assert set(together) == ({largest} if largest > 1 else set())
+    x = {"a": jnp.arange(240.0).reshape(10, 24), "b": jnp.ones((10, 24, 2))}
+    inner = jax.vmap(in_batches(function, size), in_axes=(0, None))
+    found = jax.vmap(inner, in_axes=(0, None))(x, jnp.arange(3.0))
+    np.testing.assert_array_equal(found["sum"], 3.0 * np.arange(240).reshape(10, 24))
+    np.testing.assert_array_equal(found["x"], np.ones((10, 24, 2)))
+    assert together - {1} == largest
+    together.clear()
+    np.testing.assert_array_equal(inner(jax.tree.map(lambda a: a[0], x), 2.0)["sum"], 2 * x["a"][0])
+    assert together - {1} == largest - {2, 10}
 
 
 @pytest.mark.slow

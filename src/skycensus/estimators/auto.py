@@ -22,8 +22,8 @@ _LEAST_WEIGHT = 0.02
 # A plainer kind gives way where the gain is above so many of its standard errors: of several kinds
 # one or another is above a single error by chance.
 _ERRORS = 2.0
-# What takes longest is for what the kinds before are seen not to describe: where held-out draws look
-# like theirs with this probability or more, a better score could not be told either.
+# What takes longest is for what the kinds before do not describe: where held-out draws look like
+# theirs with this probability or more, a better score could not be told either.
 _LONG, _ALIKE, _NUM_DRAWS = ("triangular", "spline", "maf"), 0.01, 2**13
 # Of the kinds that take longest: in few dimensions an ensemble of two is as good as a larger one.
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {"spline": {"num_members": 2}}

@@ -83,13 +83,20 @@ def in_batches(function: Callable[..., Any], size: int) -> Callable[..., Any]:
     @batched.def_vmap
     def rule(num: int, mapped: Any, *args: Any) -> Any:
         points, shared = eqx.partition(args, tuple(mapped))
-
-        def one(point: Any) -> Any:
-            return function(*eqx.combine(point, shared))
-
         # Of equal size, for a smaller rest would be compiled too.
         together = max(n for n in range(1, min(size, num) + 1) if num % n == 0)
-        out = jax.lax.map(one, points, batch_size=together if together > 1 else None)
+
+        def one(point: Any, shared: Any) -> Any:
+            return function(*eqx.combine(point, shared))
+
+        # A map of maps is to have no more at once either.
+        some = one if together == 1 else jax.vmap(one, in_axes=(0, None))
+        some = in_batches(some, size // together)
+        split = lambda x: x.reshape(num // together, together, *x.shape[1:])  # noqa: E731
+        blocks = points if together == 1 else jax.tree.map(split, points)
+        out = jax.lax.map(lambda block: some(block, shared), blocks)
+        if together > 1:
+            out = jax.tree.map(lambda x: x.reshape(num, *x.shape[2:]), out)
         return out, jax.tree.map(lambda _: True, out)
 
     return batched

@@ -18,7 +18,8 @@ _WIDTH = 4.0
 # Shrinking nearly halves a bracket on average: more steps mean a contour narrower than rounding.
 _MAX_SHRINKS = 100
 
-LogLikelihood = Callable[[Array], Array]
+LogLikelihood = Callable[[Array, Array], Array]
+"""Of one point (dim,), and whether it is wanted; else what comes back is of no matter."""
 
 
 class Found(NamedTuple):
@@ -81,7 +82,7 @@ def run_chains(
     A log likelihood that is NaN or $+\infty$ ends the chain there, with $+\infty$.
 
     Args:
-        log_likelihood: of one point (dim,).
+        log_likelihood: not wanted any more of a chain that is done while others go on.
         u, log_l: starts (chain, dim), (chain,), above the floor.
         floor: a number.
         directions: (sweep, dim, dim).
@@ -112,7 +113,7 @@ def run_chains(
         # A jump may lead out of the cube, and rounding onto a face.
         eps = jnp.finfo(c.u.dtype)
         point = jnp.clip(raw, eps.tiny, 1.0 - eps.epsneg)
-        value = log_likelihood(point)
+        value = log_likelihood(point, c.steps < num)
         within = jnp.all((raw > 0) & (raw < 1))
         broken = within & (jnp.isnan(value) | (value == jnp.inf))
         inside = within & ((value > floor) | broken)
