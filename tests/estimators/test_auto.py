@@ -8,6 +8,7 @@ from skycensus import InputError
 from skycensus.estimators import fit_density
 from skycensus.estimators.auto import describes, stacking_weights
 from skycensus.estimators.gaussian import fit_gaussian
+from skycensus.estimators.kde import fit_kde
 
 
 def test_stacking_weights_maximise_the_score():
@@ -22,7 +23,7 @@ def test_stacking_weights_maximise_the_score():
     np.testing.assert_allclose(part[best > 0.01], 1, atol=1e-3)
 
 
-def draws(num=600):
+def draws(num=2000):
     rng = np.random.default_rng(1)
     side = rng.integers(2, size=num)
     return {"x": np.where(side, 4.0, -4.0) + rng.normal(size=num), "y": rng.normal(size=num)}
@@ -40,6 +41,17 @@ def test_what_takes_long_is_left_out_where_nothing_is_left_to_describe():
     told = fit_density(jax.random.key(0), draws(), report=False).provenance
     assert list(told["held_out_score"]) == list(told["weight"]) == ["mixture", "kde"]
     assert told["weight"]["mixture"] == 1.0
+
+
+def test_many_numbers_are_not_trusted():
+    """Kernels at the draws look like them whatever they are."""
+    rng = np.random.default_rng(3)
+    train, held = rng.normal(size=(1000, 2)), rng.normal(size=(400, 2))
+    weight = [np.full(len(x), 1.0 / len(x)) for x in (train, held)]
+    key, validation = jax.random.key(1), (held, weight[1])
+    for fit, described in ((fit_gaussian, True), (fit_kde, False)):
+        found = fit(jax.random.key(0), train, weight[0], validation=validation)
+        assert describes(found, key, train, weight[0], validation) == described
 
 
 def far_away(z, num):
