@@ -22,9 +22,10 @@ _LEAST_WEIGHT = 0.02
 # A plainer kind gives way where the gain is above so many of its standard errors: of several kinds
 # one or another is above a single error by chance.
 _ERRORS = 2.0
-# What takes longest is for what the kinds before do not describe: held-out draws look like theirs
-# with this probability or more, and no other kind could be nearer than by this divergence.
-_LONG, _ALIKE, _LEAST_GAIN = ("triangular", "spline", "maf"), 0.1, 0.015
+# What takes longest is for what the kinds before do not describe: held-out draws, not fewer than
+# so many, look like theirs with this probability or more, and no other kind could be nearer than by
+# this divergence.
+_LONG, _FEWEST, _ALIKE, _LEAST_GAIN = ("triangular", "spline", "maf"), 300, 0.1, 0.015
 _NUM_DRAWS = 2**13
 # Of the kinds that take longest: in few dimensions an ensemble of two is as good as a larger one.
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {"spline": {"num_members": 2}}
@@ -112,9 +113,9 @@ def describes(
     IEEE Trans. Autom. Control 19, 716): all that another could gain. One of many numbers is as near
     to the draws that it has seen as it likes, which says little of others.
     """
-    n = kish(np.log(weight[weight > 0]))
+    n, m = (kish(np.log(w[w > 0])) for w in (weight, validation[1]))
     numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(found))
-    if numbers / (2.0 * n) > _LEAST_GAIN:
+    if m < _FEWEST or numbers / (2.0 * n) > _LEAST_GAIN:
         return False
     draw_key, test_key = jax.random.split(key)
     own = draws_of(found, draw_key, (_NUM_DRAWS, z.shape[1]))
