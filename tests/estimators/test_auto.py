@@ -68,7 +68,7 @@ def far_away(z, num):
         (lambda z: z, True),
         (lambda z: z * [1.0, 1.15], False),
         (lambda z: np.abs(z), False),
-        # Of a shape that no test of one half of the draws sees, but two clumps.
+        # Every other draw ten times nearer to the middle.
         (lambda z: np.where(np.arange(len(z))[:, None] % 2, z, 0.1 * z), False),
         (lambda z: far_away(z, 40), False),
     ],

@@ -57,7 +57,8 @@ def fit_auto(
         notes: gets the held-out score and the weight of every kind, and under "chosen" the kinds
             that have a weight and their settings.
     """
-    asked, kinds = kinds is not None, _suitable(coordinates) if kinds is None else tuple(kinds)
+    asked = kinds is not None
+    kinds = _suitable(coordinates) if kinds is None else tuple(kinds)
     if not kinds or "auto" in kinds:
         raise InputError(f"kinds={list(kinds)} must name at least one kind, and not 'auto'.")
     settings = dict(settings or {})

@@ -21,7 +21,14 @@ from ..density import Theta, check_names
 from ..errors import InputError, did_you_mean
 from . import Estimate
 from .coordinates import Coordinates, Periodic, stacked
-from .pool import BLOCK, each, has_replicas, log_prob_variance, replicas_of
+from .pool import (
+    BLOCK,
+    each,
+    from_whole_cube,
+    has_replicas,
+    log_prob_variance,
+    replicas_of,
+)
 
 
 class LearnedDensity:
@@ -262,9 +269,7 @@ def _bootstrap_error(coordinates: Coordinates, replicas: Sequence[Estimate], x: 
 
 def from_unit_cube_at(coordinates: Coordinates, estimate: Estimate, u: Array) -> Array:
     """Parameters x (..., d) at points of the unit cube; see `LearnedDensity.from_unit_cube`."""
-    # On the faces of the cube there is no finite point.
-    eps = jnp.finfo(u.dtype).epsneg
-    return coordinates.inverse(estimate.from_unit_cube(jnp.clip(u, eps, 1.0 - eps)))
+    return coordinates.inverse(from_whole_cube(estimate, u))
 
 
 def _to_unit_cube(coordinates: Coordinates, estimate: Any, x: Array) -> Array:

@@ -128,9 +128,13 @@ def draws_of(estimate: Estimate, key: Any, shape: tuple[int, int]) -> np.ndarray
 
 @eqx.filter_jit
 def _draws_of(estimate: Estimate, u: Array) -> Array:
-    # On the faces of the cube there is no finite point.
+    return over_blocks(lambda rows: from_whole_cube(estimate, rows), u, BLOCK)
+
+
+def from_whole_cube(estimate: Estimate, u: Array) -> Array:
+    """`from_unit_cube` of points that may lie on the faces, where there is no finite point."""
     eps = jnp.finfo(u.dtype).epsneg
-    return over_blocks(estimate.from_unit_cube, jnp.clip(u, eps, 1.0 - eps), BLOCK)
+    return estimate.from_unit_cube(jnp.clip(u, eps, 1.0 - eps))
 
 
 def pooled(members: Sequence[Any], weight: Any = None, *, replicas: bool = False) -> Any:

@@ -89,13 +89,15 @@ def in_batches(function: Callable[..., Any], size: int) -> Callable[..., Any]:
         def one(point: Any, shared: Any) -> Any:
             return function(*eqx.combine(point, shared))
 
-        # A map of maps is to have no more at once either.
+        # A map of maps is to have no more at once either. One by one is no map at all: that would
+        # take both ways of a branch.
         some = one if together == 1 else jax.vmap(one, in_axes=(0, None))
         some = in_batches(some, size // together)
-        split = lambda x: x.reshape(num // together, together, *x.shape[1:])  # noqa: E731
-        blocks = points if together == 1 else jax.tree.map(split, points)
-        out = jax.lax.map(lambda block: some(block, shared), blocks)
-        if together > 1:
+        if together == 1:
+            out = jax.lax.map(lambda point: some(point, shared), points)
+        else:
+            split = lambda x: x.reshape(num // together, together, *x.shape[1:])  # noqa: E731
+            out = jax.lax.map(lambda block: some(block, shared), jax.tree.map(split, points))
             out = jax.tree.map(lambda x: x.reshape(num, *x.shape[2:]), out)
         return out, jax.tree.map(lambda _: True, out)
 

@@ -144,8 +144,8 @@ class NUTS:
             return self.chain_method
         if 1 < self.num_chains <= jax.local_device_count():
             return "parallel"
-        few = batch_size(target, gradient=True) < min(self.num_chains, _TOGETHER)
-        return "sequential" if few and jax.default_backend() == "cpu" else "vectorized"
+        apart = batch_size(target, gradient=True) < min(self.num_chains, _TOGETHER)
+        return "sequential" if apart and jax.default_backend() == "cpu" else "vectorized"
 
     @property
     def _tuning(self) -> tuple[bool, int, float]:
